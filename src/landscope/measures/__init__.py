@@ -1,0 +1,1 @@
+"""Measures of trained networks: one function is one measure; files by topic."""
