@@ -4,6 +4,7 @@ A recipe holds everything that determines a run's weights and nothing else, so i
 is the run's name in the store. Device, workers and logging are not part of it.
 """
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -31,10 +32,14 @@ class Call:
     kwargs: tuple[tuple[str, Any], ...] = ()
     revision: int = 0
 
-    def __call__(self, *args: Any, **replaced: Any) -> Any:
-        """Call the target; ``replaced`` stands in for settings that only the engine can provide."""
+    def bind(self, **replaced: Any) -> Callable[..., Any]:
+        """The target with its settings; ``replaced`` stands in for those that only the engine can provide."""
         function = resolve(self.target)
-        return function(*args, **(_bound(function, self.target, dict(self.kwargs)) | replaced))
+        return functools.partial(function, **(_bound(function, self.target, dict(self.kwargs)) | replaced))
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the target with its settings."""
+        return self.bind()(*args)
 
     def __getitem__(self, name: str) -> Any:
         """One setting."""
@@ -284,6 +289,11 @@ def canonical_json(x: Any) -> str:
 def key(x: Any) -> str:
     """The name of ``x`` in the store: the first 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
     return hashlib.sha256(canonical_json(x).encode()).hexdigest()[:16]
+
+
+def derive(*parts: Any) -> int:
+    """A seed of 63 bits for one purpose, such as ``derive(recipe.seed, "order", epoch)``: streams do not overlap."""
+    return int.from_bytes(hashlib.sha256(canonical_json(parts).encode()).digest()[:8], "big") >> 1
 
 
 def from_canonical(value: Any) -> Any:

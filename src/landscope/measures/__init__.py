@@ -1,1 +1,35 @@
-"""Measures of trained networks: one function is one measure; files by topic."""
+"""Measures of trained networks: one public function is one measure; files by topic.
+
+A measure is ``measure(snapshot, *, settings) -> {name: float, Estimate or Tensor}``. It is found by being there: a new
+one is a new function in one of these files, or a new file.
+"""
+
+import ast
+import importlib
+from importlib import resources
+from typing import Any
+
+
+def names() -> dict[str, str]:
+    """Every measure by name, with its docstring's first line; nothing is imported."""
+    return {name: line for name, (_, line) in _found().items()}
+
+
+def _found() -> dict[str, tuple[str, str]]:
+    """Name → (topic, first line), read from the source."""
+    found: dict[str, tuple[str, str]] = {}
+    for file in sorted(resources.files(__name__).iterdir(), key=lambda f: f.name):
+        if not file.name.endswith(".py") or file.name.startswith("_"):
+            continue
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args[:1]] == ["snapshot"]:
+                if not node.name.startswith("_"):
+                    line = (ast.get_docstring(node) or "").partition("\n")[0]
+                    found[node.name] = (file.name.removesuffix(".py"), line)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or (topic := _found().get(name)) is None:
+        raise AttributeError(f"no measure is called {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{topic[0]}"), name)

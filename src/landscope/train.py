@@ -1,0 +1,294 @@
+"""Training one network: `begin` a run, then iterate over `advance`, which yields after every optimizer step."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscope.data import Data
+from landscope.losses import Loss, check_mean
+from landscope.models import evaluating
+from landscope.spec import Recipe, derive
+from landscope.types import Batches
+
+CHECK_DIVERGENCE = 10  # steps between looks at the accumulated loss; each look waits for the device
+
+
+@dataclass(eq=False)
+class Training:
+    """A run in progress.
+
+    Args:
+        recipe: What is being done.
+        data: The run's data sets, on the device.
+        model: The network, changed in place.
+        loss: The training loss.
+        optimizer: The optimizer.
+        schedule: The learning-rate schedule, or None.
+        step: Optimizer steps made.
+        gradient_evaluations: Gradients of a batch computed (several a step for some optimizers).
+        train_loss: The full training loss where the stopping rule was checked at this step, else None.
+        status: "running", "done" or "diverged".
+        reason: Why the run diverged, and what to try.
+    """
+
+    recipe: Recipe
+    data: Data
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    step: int = 0
+    gradient_evaluations: int = 0
+    train_loss: float | None = None
+    status: str = "running"
+    reason: str = ""
+
+
+def begin(
+    recipe: Recipe, data: Data, *, device: torch.device | str = "cpu", start: Mapping[str, Tensor] | None = None
+) -> Training:
+    """A run before its first step; the global random state is left as it was.
+
+    Args:
+        recipe: What to train.
+        data: Its data sets (``recipe.data(seed, cache)``).
+        device: Where to train.
+        start: Initial state instead of the model's own initialisation.
+
+    Raises:
+        TypeError: where the recipe's model does not give a module or its optimizer no optimizer.
+    """
+    with seeded(derive(recipe.seed, "initialisation")):
+        model = recipe.model(tuple(data.train.inputs.shape[1:]), data.outputs)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{recipe.model!r} gave {type(model).__name__}, not a torch.nn.Module")
+    if start is not None:
+        model.load_state_dict(start)
+    model.to(device)
+    loss = recipe.loss()
+    check_mean(loss)
+    optimizer = recipe.optimizer([p for p in model.parameters() if p.requires_grad])
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{recipe.optimizer!r} gave {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    schedule = recipe.schedule(optimizer) if recipe.schedule else None
+    training = Training(recipe, data.to(device), model, loss, optimizer, schedule)
+    if recipe.constraint:
+        recipe.constraint(model)
+    return training
+
+
+def loss_below(training_loss: float, /, *, level: float, every: int) -> bool:
+    """A recipe's stopping rule: the loss over the whole training set, in eval mode, is below ``level``.
+
+    It is checked every ``every`` steps: steps, not epochs, and the same for all runs that are compared, because runs
+    that are checked rarely overshoot the level.
+    """
+    if every < 1:
+        raise ValueError(f"the training loss is checked every so many steps, at least 1, not {every}")
+    return training_loss < level
+
+
+def advance(training: Training) -> Iterator[Training]:
+    """Yields ``training`` as it stands, then after every step until it is done or has diverged.
+
+    The order of the batches is a permutation of the samples drawn for each epoch from the recipe's seed and the
+    epoch's number; the last batch of an epoch may be smaller. A run whose loss is NaN or infinite stops as diverged.
+    """
+    recipe = training.recipe
+    stop = recipe.stop.bind() if recipe.stop else None
+    every = recipe.stop["every"] if recipe.stop else 0
+    take_step = _stepper(training)
+    so_far = torch.zeros((), device=next(training.model.parameters()).device)
+    training.model.train()
+    if training.step >= recipe.steps:
+        training.status = "done"
+    yield training
+    while training.status == "running":
+        so_far += take_step()
+        training.step += 1
+        last = training.step == recipe.steps
+        if training.step % CHECK_DIVERGENCE == 0 or last:
+            if not math.isfinite(so_far.item()):
+                _diverge(training)
+            so_far.zero_()
+        training.train_loss = None
+        if stop and training.status == "running" and (training.step % every == 0 or last):
+            training.train_loss = evaluate(training.model, training.loss, training.data.train)["loss"]
+            if not math.isfinite(training.train_loss):
+                _diverge(training)
+            elif stop(training.train_loss):
+                training.status = "done"
+        if last and training.status == "running":
+            training.status = "done"
+        yield training
+
+
+def _diverge(training: Training) -> None:
+    training.status = "diverged"
+    training.reason = (
+        f"the training loss was NaN or infinite by step {training.step}: "
+        "try a smaller learning rate, warm-up or gradient clipping"
+    )
+
+
+def _batch_source(training: Training) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """A function from the step to its batch."""
+    recipe, train = training.recipe, training.data.train
+    per_epoch = math.ceil(train.n / recipe.batch_size)
+    if per_epoch == 1:
+        return lambda step: (train.inputs, train.targets)
+    order_seed = recipe.seed if recipe.order_seed is None else recipe.order_seed
+
+    @functools.lru_cache(maxsize=1)
+    def order(epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive(order_seed, "order", epoch))
+        return torch.randperm(train.n, generator=generator).to(train.inputs.device)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        epoch, place = divmod(step, per_epoch)
+        chosen = order(epoch)[place * recipe.batch_size : (place + 1) * recipe.batch_size]
+        return train.inputs[chosen], train.targets[chosen]
+
+    return batch
+
+
+def _stepper(training: Training) -> Callable[[], Tensor]:
+    """A function that makes one optimizer step and returns the batch's loss."""
+    recipe, model, optimizer = training.recipe, training.model, training.optimizer
+    batch = _batch_source(training)
+    terms = [term.bind() for term in recipe.regularizers]
+    constraint = recipe.constraint.bind() if recipe.constraint else None
+    random_forward: bool | None = None  # whether the forward pass draws random numbers: found out at the first step
+
+    def take_step() -> Tensor:
+        nonlocal random_forward
+        inputs, targets = batch(training.step)
+        losses: list[Tensor] = []
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            outputs = model(inputs)
+            value = training.loss(outputs, targets)
+            for term in terms:
+                value = value + term(model, inputs, outputs, targets)
+            value.backward()
+            training.gradient_evaluations += 1
+            losses.append(value.detach())
+            return value
+
+        if random_forward is False:
+            optimizer.step(closure)  # pyright: ignore[reportCallIssue]  torch annotates it as giving a float
+        else:
+            with seeded(derive(recipe.seed, "forward", training.step)):
+                before = torch.get_rng_state()
+                optimizer.step(closure)  # pyright: ignore[reportCallIssue]  torch annotates it as giving a float
+                random_forward = random_forward or not torch.equal(before, torch.get_rng_state())
+        if training.schedule is not None:
+            training.schedule.step()
+        if constraint:
+            constraint(model)
+        return losses[0]
+
+    return take_step
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """PyTorch's global generators seeded inside, and as they were found outside."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loss: Loss, batches: Batches) -> dict[str, float]:
+    """The mean loss over all samples (eval mode), and the accuracy where targets are class indices.
+
+    Both are exact sample-weighted means: batches of different sizes count by their samples.
+
+    Returns:
+        ``{"loss": …, "accuracy": …}``; accuracy is a share between 0 and 1.
+    """
+    device = next(model.parameters()).device
+    total, correct, classes = 0.0, 0, not batches.targets.is_floating_point()
+    with evaluating(model):
+        for inputs, targets in batches:
+            inputs, targets = inputs.to(device), targets.to(device)
+            outputs = model(inputs)
+            total += loss(outputs, targets).item() * len(inputs)
+            if classes:
+                correct += int((outputs.argmax(1) == targets).sum())
+    result = {"loss": total / batches.n}
+    if classes:
+        result["accuracy"] = correct / batches.n
+    return result
+
+
+def checkpoint(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything needed to go on bit for bit: tensors by name, and the rest as JSON values.
+
+    The order of the batches and all random draws are functions of the recipe and the step, so no generator's state
+    is part of it.
+
+    Raises:
+        ValueError: between two looks at the loss, where a resumed run could miss a divergence that this one sees.
+    """
+    if training.step % CHECK_DIVERGENCE:
+        raise ValueError(f"a checkpoint is taken at a multiple of {CHECK_DIVERGENCE} steps, not at {training.step}")
+    tensors: dict[str, Tensor] = {}
+    schedule = training.schedule.state_dict() if training.schedule is not None else None
+    meta = {
+        "step": training.step,
+        "gradient_evaluations": training.gradient_evaluations,
+        "optimizer": _packed(training.optimizer.state_dict(), tensors),
+        "schedule": _packed(schedule, tensors),
+    }
+    tensors |= {f"model/{name}": t.detach().clone() for name, t in training.model.state_dict().items()}
+    return tensors, meta
+
+
+def restore(training: Training, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Put a run that was just begun back to where `checkpoint` found it."""
+    state = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+    training.model.load_state_dict(state)
+    training.optimizer.load_state_dict(_unpacked(meta["optimizer"], tensors))
+    if training.schedule is not None:
+        training.schedule.load_state_dict(_unpacked(meta["schedule"], tensors))
+    training.step, training.gradient_evaluations = meta["step"], meta["gradient_evaluations"]
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy, on the CPU, of a model's parameters and buffers."""
+    return {name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}
+
+
+def _packed(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """``tree`` as JSON values, its tensors set aside under numbered names."""
+    if isinstance(tree, Tensor):
+        name = f"tensor/{len(tensors)}"
+        tensors[name] = tree.detach().clone()
+        return {"tensor": name}
+    if isinstance(tree, Mapping):
+        return {"items": [[_packed(k, tensors), _packed(v, tensors)] for k, v in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        return {type(tree).__name__: [_packed(item, tensors) for item in tree]}
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    raise TypeError(f"an optimizer's or schedule's state holds a {type(tree).__name__}, which no checkpoint can keep")
+
+
+def _unpacked(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    if "tensor" in tree:
+        return tensors[tree["tensor"]].clone()
+    if "items" in tree:
+        return {_unpacked(k, tensors): _unpacked(v, tensors) for k, v in tree["items"]}
+    ((kind, items),) = tree.items()
+    return (list if kind == "list" else tuple)(_unpacked(item, tensors) for item in items)
