@@ -1,0 +1,33 @@
+"""Verdicts on claims: one number per independent unit, its interval and test, and what may be said because of them.
+
+A claim's statistic (`log_ratio`, `difference`, `trend`, `configuration_correlation`) turns a table of results into
+`Units`; `judge` turns those into one `Verdict` per claim and protocol. SciPy is imported on use.
+"""
+
+from landscope.stats.inference import detectable, holm, power, sd_limit, seeds_needed, sign_flip_p
+from landscope.stats.judging import decide, judge
+from landscope.stats.statistics import configuration_correlation, difference, log_ratio, trend
+from landscope.stats.units import Units, Untestable
+from landscope.stats.verdicts import Verdict, changed_claims, claims_fingerprint, shown, shown_interval
+
+__all__ = [
+    "Units",
+    "Untestable",
+    "Verdict",
+    "changed_claims",
+    "claims_fingerprint",
+    "configuration_correlation",
+    "decide",
+    "detectable",
+    "difference",
+    "holm",
+    "judge",
+    "log_ratio",
+    "power",
+    "sd_limit",
+    "seeds_needed",
+    "shown",
+    "shown_interval",
+    "sign_flip_p",
+    "trend",
+]
