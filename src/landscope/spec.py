@@ -75,8 +75,9 @@ def call(function: Callable[..., Any], **kwargs: Any) -> Call:
             f"{module}.{name} has no name that another process could import: "
             "put the function at the top level of a module (no lambda, no closure, not __main__)"
         )
-    if module.startswith("landscope.measures."):
-        module = "landscope.measures"  # the public name, so that a measure may move between topics
+    for package in ("landscope.measures", "landscope.stats"):
+        if module.startswith(f"{package}."):
+            module = package  # the public name, so that a function may move between topics
     target = f"{module}.{name}"
     settings = _bound(function, target, kwargs)
     return Call(target, tuple(sorted(settings.items())), getattr(function, "revision", 0))
