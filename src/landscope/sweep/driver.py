@@ -1,0 +1,467 @@
+"""The driver: it chooses tasks, keeps worker processes alive, and never does the work itself."""
+
+import collections
+import json
+import os
+import re
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from landscope.files import alive, folder, process_name, read
+from landscope.store import clean
+from landscope.sweep.tasks import Event, Failure, Outcome, Task
+
+_TICK = 0.1  # seconds between looks at what no pipe announces: signals, timeouts, other drivers
+_SINGLE = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "BLIS")  # …_NUM_THREADS: one thread a worker
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from landscope.sweep.worker import serve; serve(*map(int, sys.argv[2:]))"
+)
+
+
+def sweep(
+    tasks: Sequence[Task],
+    work: str,
+    *,
+    root: Path,
+    jobs: int,
+    finished: Callable[[Task], bool],
+    on_event: Callable[[Event], None] | None = None,
+    grace: float = 4.0,
+    timeout: float | None = None,
+) -> Outcome:
+    """Do the tasks that are not finished, in ``jobs`` processes; failures are values in the outcome.
+
+    SIGINT, SIGTERM and SIGHUP ask the workers to stop (``control.stopping``) and end those that have not after
+    ``grace`` seconds; a second signal ends them at once. The caller's handlers are restored.
+
+    Args:
+        tasks: In any order; the most costly start first.
+        work: ``"module:function"`` (see the module's description), importable in a fresh process.
+        root: The store.
+        jobs: Worker processes, each with one computing thread.
+        finished: Whether the store has all that a task makes; it may only read.
+        on_event: Called in this process and thread.
+        grace: Seconds that a worker has for a checkpoint.
+        timeout: Seconds after which a task is taken to hang; None waits for ever.
+
+    Raises:
+        ValueError: for a task whose key is not hexadecimal, two different tasks of one key, or ``jobs`` below 1.
+    """
+    if jobs < 1:
+        raise ValueError(f"a sweep needs at least one process, not jobs={jobs}")
+    unique: dict[str, Task] = {}
+    for task in tasks:
+        if not re.fullmatch(r"[0-9a-f]{1,64}", task.key):
+            raise ValueError(f"a task's key is hexadecimal, not {task.key!r}")
+        if unique.setdefault(task.key, task).payload != task.payload:
+            raise ValueError(f"two different tasks have the key {task.key}")
+    driver = _Driver(list(unique.values()), work, root, jobs, finished, on_event or (lambda _: None), timeout)
+    with _signals(driver.signals):
+        try:
+            driver.run(grace)
+        finally:
+            driver.close()
+    if driver.stopped is None:
+        clean(root)
+    return driver.outcome()
+
+
+@contextmanager
+def _signals(received: "collections.deque[str]") -> Iterator[None]:
+    """Note SIGINT, SIGTERM and SIGHUP while the sweep lasts; only a main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {}
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name)
+        if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup
+        before[number] = signal.signal(number, lambda n, _: received.append(signal.Signals(n).name))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- the driver ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Worker:
+    """A worker process as the driver sees it."""
+
+    process: "subprocess.Popen[bytes]"
+    said: int  # pipes: its messages, what it prints, and what it is told
+    output: int
+    told: int
+    ready: bool = False
+    leaving: bool = False
+    task: Task | None = None
+    since: float = 0.0
+    fraction: float = 0.0
+    buffer: bytes = b""
+    printed: bytes = b""
+
+
+@dataclass
+class _Driver:
+    tasks: list[Task]
+    work: str
+    root: Path
+    jobs: int
+    finished: Callable[[Task], bool]
+    on_event: Callable[[Event], None]
+    timeout: float | None
+    signals: "collections.deque[str]" = field(default_factory=collections.deque)
+    pending: "collections.deque[Task]" = field(default_factory=collections.deque)
+    postponed: list[Task] = field(default_factory=list)
+    looked: float = 0.0
+    settled: float = 0.0
+    total: float = 0.0
+    workers: list[_Worker] = field(default_factory=list)
+    deaths: "collections.Counter[str]" = field(default_factory=collections.Counter)
+    stillborn: int = 0
+    statuses: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    stopped: str | None = None
+    message: str = ""
+    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+
+    def run(self, grace: float) -> None:
+        self.total = sum(task.cost for task in self.tasks)
+        for task in sorted(self.tasks, key=lambda task: -task.cost):  # stable: equal costs keep their order
+            self._skip(task) if self.finished(task) else self.pending.append(task)
+        deadline = None
+        while self._open() if self.stopped is None else self._busy():
+            if self.signals and self.stopped is None:
+                self._stop(self.signals.popleft(), "the same command continues where this one stopped")
+            if self.stopped is None:
+                self._assign()
+            elif deadline is None:
+                deadline = time.monotonic() + grace
+            elif self.signals or time.monotonic() > deadline:
+                return  # close() ends them
+            for event, _ in self.selector.select(_TICK):
+                event.data()
+            self._look_after()
+
+    def _open(self) -> bool:
+        return bool(self.pending or self.postponed or self._busy())
+
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self.workers if worker.task is not None]
+
+    def outcome(self) -> Outcome:
+        settled = {*self.statuses, *self.skipped, *(failure.task.key for failure in self.failures)}
+        remaining = tuple(task.key for task in self.tasks if task.key not in settled)
+        return Outcome(self.statuses, tuple(self.skipped), tuple(self.failures), remaining, self.stopped, self.message)
+
+    # choosing
+
+    def _assign(self) -> None:
+        while True:
+            idle = [w for w in self.workers if w.task is None and not w.leaving]
+            if not idle and len(self.workers) >= self.jobs:
+                return
+            task = self._next()
+            if task is None:
+                return
+            try:
+                worker = idle[0] if idle else self._hire()
+            except OSError:  # no further process can be started
+                self._release(task)
+                if not self.workers:
+                    raise
+                self.jobs = len(self.workers)
+                self.pending.appendleft(task)
+                return
+            self._give(worker, task)
+
+    def _next(self) -> Task | None:
+        while self.pending:
+            task = self.pending.popleft()
+            if self.finished(task):
+                self._skip(task)
+            elif self._claim(task, last_resort=False):
+                return task
+            else:
+                self.postponed.append(task)
+                self._tell("waiting", task)
+        if time.monotonic() < self.looked + 2 * _TICK:
+            return None
+        self.looked = time.monotonic()
+        for task in list(self.postponed):
+            if self.finished(task):
+                self.postponed.remove(task)
+                self._skip(task)
+            elif self._claim(task, last_resort=True):
+                self.postponed.remove(task)
+                return task
+        return None
+
+    def _claim(self, task: Task, *, last_resort: bool) -> bool:
+        """Whether this driver should do the task: no other process that is known to live says that it does.
+
+        A hint of another machine is heeded until nothing else is left to do. A wrong answer costs time, not truth.
+        """
+        mine = process_name()
+        for _ in range(2):
+            try:
+                if _hint(self.root, task.key, mine):
+                    return True
+                holder = read(self.root / ".working" / task.key).decode("ascii", "replace")
+            except (OSError, ValueError):
+                return True  # hints cannot be written or read here
+            lives = alive(holder)
+            if holder == mine:
+                return True
+            if lives or (lives is None and not last_resort):
+                return False
+            self._release(task)
+        return True
+
+    def _release(self, task: Task) -> None:
+        with suppress(OSError):
+            (self.root / ".working" / task.key).unlink()
+
+    # workers
+
+    def _hire(self) -> _Worker:
+        pipes = [os.pipe() for _ in range(3)]
+        (said, say), (output, printing), (hear, told) = pipes
+        settings = {f"{name}_NUM_THREADS": "1" for name in _SINGLE} | {"PYTHONHASHSEED": "0"}
+        signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        # Blocked until the worker has its own handlers: a Ctrl-C while it imports is the driver's to deal with.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and code
+                [sys.executable, "-c", _START, json.dumps(sys.path), str(hear), str(say), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=printing,
+                stderr=printing,
+                env=os.environ | settings,
+                pass_fds=(hear, say),
+                process_group=0,
+            )
+        except OSError:
+            for pipe in (said, output, told):
+                os.close(pipe)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            for pipe in (say, printing, hear):
+                os.close(pipe)
+        worker = _Worker(process, said, output, told)
+        for pipe, handle in ((said, self._hear), (output, self._overhear)):
+            os.set_blocking(pipe, False)
+            self.selector.register(pipe, selectors.EVENT_READ, lambda w=worker, h=handle: h(w))
+        self.workers.append(worker)
+        return worker
+
+    def _give(self, worker: _Worker, task: Task) -> None:
+        worker.task, worker.since, worker.fraction = task, time.monotonic(), 0.0
+        self._send(worker, {"work": self.work, "payload": dict(task.payload), "root": str(self.root)})
+        self._tell("started", task, {"pid": worker.process.pid})
+
+    def _send(self, worker: _Worker, message: Mapping[str, Any]) -> None:
+        rest = memoryview(json.dumps(message).encode() + b"\n")
+        with suppress(BrokenPipeError):  # it has died: _look_after sees to it
+            while len(rest):
+                rest = rest[os.write(worker.told, rest) :]
+
+    def _overhear(self, worker: _Worker) -> None:
+        """Keep the end of what a worker prints: if it dies, the reason is there."""
+        data = _available(worker.output)
+        if data == b"":
+            self.selector.unregister(worker.output)
+        worker.printed = (worker.printed + (data or b""))[-8000:]
+
+    def _hear(self, worker: _Worker) -> None:
+        data = _available(worker.said)
+        if data is None:
+            return
+        if data == b"":
+            self.selector.unregister(worker.said)
+            try:
+                worker.process.wait(1.0)
+            except subprocess.TimeoutExpired:  # it has closed the pipe and lives on: nothing more will be heard of it
+                worker.process.kill()
+            return
+        *lines, worker.buffer = (worker.buffer + data).split(b"\n")
+        for line in lines:
+            self._understand(worker, json.loads(line))
+
+    def _understand(self, worker: _Worker, message: dict[str, Any]) -> None:
+        worker.leaving = worker.leaving or bool(message.get("leaving"))
+        task = worker.task
+        if "ready" in message:
+            worker.ready, self.stillborn = True, 0
+        elif task is None:
+            pass
+        elif "report" in message:
+            worker.fraction = min(max(float(message["report"].get("fraction", worker.fraction)), 0.0), 1.0)
+            self._tell("progress", task, message["report"])
+        else:
+            worker.task = None
+            self._release(task)
+            if "failed" in message:
+                self._fail(Failure(task, **message["failed"]))
+            elif message["done"].get("stopped"):
+                if self.stopped is None:  # someone else's signal to that worker alone
+                    self.pending.append(task)
+            else:
+                self.statuses[task.key] = message["done"]
+                self.settled += task.cost
+                self._tell("finished", task, message["done"])
+
+    def _look_after(self) -> None:
+        for worker in list(self.workers):
+            late = self.timeout is not None and worker.task and time.monotonic() > worker.since + self.timeout
+            if late and worker.task and self.stopped is None:
+                task, worker.task = worker.task, None
+                self._release(task)
+                self._dismiss(worker)
+                self._fail(_hung(task, self.timeout or 0.0))
+            elif worker.process.poll() is not None:
+                self._bury(worker)
+
+    def _bury(self, worker: _Worker) -> None:
+        """A worker's process has ended: hear its last words, and do its task again, once."""
+        for pipe, handle in ((worker.said, self._hear), (worker.output, self._overhear)):
+            if pipe in self.selector.get_map():
+                handle(worker)
+        task, worker.task = worker.task, None
+        self._dismiss(worker)
+        if not worker.ready:
+            self.stillborn += 1
+        if task is None:
+            return
+        self._release(task)
+        self.deaths[task.key] += 1
+        if self.stopped is not None:
+            return
+        failure = _died(task, worker)
+        if worker.ready and self.deaths[task.key] < 2:
+            self.pending.append(task)
+            self._tell("retried", task, {"error": failure.error})
+        elif worker.ready:
+            self._fail(failure)
+        elif self.stillborn < 3:
+            self.deaths[task.key] -= 1
+            self.pending.appendleft(task)
+        else:
+            self._fail(failure)
+            self._stop("start", f"worker processes cannot be started: {failure.error}")
+
+    def _dismiss(self, worker: _Worker) -> None:
+        """End a worker's process, with whatever processes it has started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker.process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # a process that the kernel does not let go
+            worker.process.wait(1.0)
+        for pipe in (worker.said, worker.output):
+            if pipe in self.selector.get_map():
+                self.selector.unregister(pipe)
+        for pipe in (worker.said, worker.output, worker.told):
+            os.close(pipe)
+        self.workers.remove(worker)
+
+    # ending
+
+    def _stop(self, reason: str, message: str) -> None:
+        self.stopped, self.message = reason, message
+        for worker in self._busy():
+            self._send(worker, {"stop": True})
+        self._tell("stopping", None, {"reason": reason, "message": message})
+
+    def _fail(self, failure: Failure) -> None:
+        self.failures.append(failure)
+        self.settled += failure.task.cost
+        self._tell("failed", failure.task, {"error": failure.error, "advice": failure.advice})
+        if failure.kind == "full" and self.stopped is None:
+            self._stop("full", failure.error)
+
+    def _skip(self, task: Task) -> None:
+        self.skipped.append(task.key)
+        self.settled += task.cost
+        self._tell("skipped", task)
+
+    def _tell(self, kind: str, task: Task | None, status: Mapping[str, Any] | None = None) -> None:
+        running = sum(w.task.cost * w.fraction for w in self._busy() if w.task)
+        done = len(self.statuses) + len(self.skipped) + len(self.failures)
+        self.on_event(Event(kind, task, status or {}, done, len(self.tasks), self.settled + running, self.total))
+
+    def close(self) -> None:
+        for worker in list(self.workers):
+            if worker.task is not None:
+                self._release(worker.task)
+            self._dismiss(worker)
+        self.selector.close()
+        with suppress(OSError):
+            (self.root / ".working").rmdir()  # only where no other driver is at work
+
+
+def _hint(root: Path, name: str, mine: str) -> bool:
+    """Say that this process does the task ``name``; False where somebody says so already."""
+    path = folder(root, ".working")
+    temporary = path / f".{mine}-{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.write_text(mine)
+        os.link(temporary, path / name)  # appears with its content, or not at all
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _available(pipe: int) -> bytes | None:
+    """What can be read from a pipe now: None where there is nothing yet, empty bytes at its end."""
+    data = b""
+    while len(data) < 1 << 20:
+        try:
+            part = os.read(pipe, 1 << 16)
+        except BlockingIOError:
+            return data or None
+        if not part:
+            return data  # the end is met again at the next call
+        data += part
+    return data
+
+
+def _died(task: Task, worker: _Worker) -> Failure:
+    code = worker.process.returncode
+    printed = worker.printed.decode("utf-8", "replace").strip()
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        error = f"its process was ended by {name}"
+        advice = {
+            "SIGKILL": "most often this is the system out of memory: give fewer --jobs, or a smaller model or batch",
+            "SIGSEGV": "a crash in native code: see the last output with --debug",
+            "SIGTERM": "somebody ended it: give the same command again",
+        }.get(name, "see the last output with --debug")
+    else:
+        error = f"its process ended with exit code {code}"
+        advice = "the model, loss or data code ended the process: see the last output with --debug"
+    if printed and not worker.ready:
+        error += f" before it began: {printed.splitlines()[-1][:300]}"
+    return Failure(task, "died", error, f"{advice}; the other tasks were not affected", printed)
+
+
+def _hung(task: Task, timeout: float) -> Failure:
+    advice = "give a longer --timeout if it only needs more time; the other tasks were not affected"
+    return Failure(task, "timeout", f"it was not done after {timeout:g} seconds", advice)

@@ -1,0 +1,84 @@
+"""What a sweep is given and what it gives back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to do: its name in the store (hexadecimal), what ``work`` is given, and predicted seconds."""
+
+    key: str
+    payload: Mapping[str, Any]
+    cost: float = 1.0
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened, for a progress display.
+
+    Args:
+        kind: "started", "progress", "finished", "skipped" (it was done already), "waiting" (another process is doing
+            it), "retried" (its worker died), "failed", "stopping".
+        task: Which task; None for "stopping".
+        status: What the worker reported or returned, or ``{"error": …}``.
+        done: Tasks that need no more work.
+        total: All tasks.
+        cost_done: Predicted seconds of what is done; a running task counts with the ``"fraction"`` that it reported.
+        cost_total: Predicted seconds of all tasks.
+    """
+
+    kind: str
+    task: Task | None
+    status: Mapping[str, Any]
+    done: int
+    total: int
+    cost_done: float
+    cost_total: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that could not be done.
+
+    Args:
+        task: Which.
+        kind: "exception", "died" (its process ended, twice), "timeout" or "full" (no space left).
+        error: What happened, in a line.
+        advice: What to do.
+        detail: The traceback, or the last output of the process.
+    """
+
+    task: Task
+    kind: str
+    error: str
+    advice: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended.
+
+    Args:
+        statuses: What ``work`` returned, by key of the tasks done now.
+        skipped: Keys of the tasks that were done already, or by another process meanwhile.
+        failures: The tasks that could not be done.
+        remaining: Keys of the tasks not done because the sweep was stopped.
+        stopped: None, "SIGINT", "SIGTERM", "SIGHUP", "full" (no space left) or "start" (no worker starts).
+        message: One line for the user where the sweep was stopped, else "".
+    """
+
+    statuses: Mapping[str, Mapping[str, Any]]
+    skipped: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    remaining: tuple[str, ...]
+    stopped: str | None = None
+    message: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task is done."""
+        return not self.failures and not self.remaining
