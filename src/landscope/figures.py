@@ -41,16 +41,16 @@ class Slot:
 
 # Any two differ by at least 10 (CIEDE2000) for normal and for colour-blind eyes (Machado et al. 2009).
 SLOTS = (
-    Slot("#135fca", "#6aa9f0", (), "circle"),
-    Slot("#a13500", "#f0894f", (), "square"),
-    Slot("#0e8a74", "#3fc6a8", (), "diamond"),
-    Slot("#7c3679", "#d48ad6", (), "triangle-up"),
-    Slot("#a47600", "#e3bd3c", (), "triangle-down"),
-    Slot("#7285e9", "#a9d5f7", (6, 2), "cross"),
-    Slot("#e22661", "#f27a93", (6, 2), "pentagon"),
-    Slot("#566e45", "#a8b86a", (6, 2), "star"),
-    Slot("#0f1562", "#9a8cf0", (6, 2), "hexagon"),
-    Slot("#3f2619", "#cba389", (6, 2), "x"),
+    Slot("#135fca", "#169aff", (), "circle"),
+    Slot("#a13500", "#df4e05", (), "square"),
+    Slot("#0e8a74", "#45c8ac", (), "diamond"),
+    Slot("#7c3679", "#e39edb", (), "triangle-up"),
+    Slot("#a47600", "#e2c041", (), "triangle-down"),
+    Slot("#7285e9", "#cee8ff", (6, 2), "cross"),
+    Slot("#e22661", "#ff6692", (6, 2), "pentagon"),
+    Slot("#566e45", "#c7d299", (6, 2), "star"),
+    Slot("#0f1562", "#8885bc", (6, 2), "hexagon"),
+    Slot("#3f2619", "#cc8f61", (6, 2), "x"),
 )
 NEUTRAL = Slot("#5f666d", "#a3abb3", (3, 2), "x")
 
