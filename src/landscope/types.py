@@ -5,6 +5,7 @@ Nothing here imports PyTorch, so that command lines, reports and stores start qu
 
 import html
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -27,7 +28,8 @@ class Estimate:
         n: How many independent samples are behind it.
         samples: The samples themselves, shape ``[n]``, float64, or None where only the summary is kept.
         draws: Names the random draws (probes, perturbations) behind the samples. Two estimates with the same
-            ``draws`` share them, sample by sample, so that their difference or ratio is taken in pairs.
+            ``draws`` share them, sample by sample, so that their difference or ratio is taken in pairs. None says
+            that nothing else shares them: an estimate that enters a formula twice needs a name for its draws.
         df: Degrees of freedom of ``sem``; ``n - 1`` unless the estimate was computed from others.
 
     >>> Estimate.of([1.0, 2.0, 3.0])
@@ -42,11 +44,14 @@ class Estimate:
     df: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the fields and hold the samples as float64."""
+        """Check the fields and hold a copy of the samples as float64."""
         if not self.sem >= 0:
             raise ValueError(f"an Estimate needs sem >= 0 (0 = exact), not {self.sem}")
         if self.samples is not None:
-            object.__setattr__(self, "samples", np.asarray(self.samples, dtype=np.float64).reshape(-1))
+            samples = np.array(self.samples, dtype=np.float64).reshape(-1)
+            if samples.size != self.n:
+                raise ValueError(f"an Estimate of n={self.n} samples was given {samples.size} of them")
+            object.__setattr__(self, "samples", samples)
 
     @classmethod
     def of(cls, samples: "Iterable[float] | np.ndarray", draws: str | None = None) -> "Estimate":
@@ -55,13 +60,18 @@ class Estimate:
         values = values.reshape(-1)
         if values.size < 2:
             raise ValueError(f"a standard error needs at least 2 samples, not {values.size}")
+        if not np.isfinite(values).all():
+            wrong = int((~np.isfinite(values)).sum())
+            raise ValueError(
+                f"{wrong} of {values.size} samples are not finite: a mean needs numbers, leave them out or say so"
+            )
         sem = float(values.std(ddof=1) / math.sqrt(values.size))
         return cls(float(values.mean()), sem, values.size, values, draws)
 
     @property
     def freedom(self) -> float:
         """Degrees of freedom of the standard error."""
-        return self.df if self.df is not None else max(self.n - 1, 0)
+        return float(self.df if self.df is not None else max(self.n - 1, 0))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The two-sided Student t interval of the mean at ``level``."""
@@ -76,30 +86,42 @@ class Estimate:
         half = float(t.ppf(0.5 + level / 2, self.freedom)) * self.sem
         return self.mean - half, self.mean + half
 
-    def __add__(self, other: "Estimate | float") -> "Estimate":
+    def __add__(self, other: "Estimate | float | int") -> "Estimate":
         """Sum; paired where both share their draws, else of independent estimates."""
-        return _combine(self, other, lambda a, b: a + b, lambda a, b: (1.0, 1.0))
+        return _combine(self, other, operator.add, lambda a, b: (1.0, 1.0))
 
-    def __sub__(self, other: "Estimate | float") -> "Estimate":
+    def __sub__(self, other: "Estimate | float | int") -> "Estimate":
         """Difference; paired where both share their draws, else of independent estimates."""
-        return _combine(self, other, lambda a, b: a - b, lambda a, b: (1.0, -1.0))
+        return _combine(self, other, operator.sub, lambda a, b: (1.0, -1.0))
 
-    def __mul__(self, other: "Estimate | float") -> "Estimate":
+    def __mul__(self, other: "Estimate | float | int") -> "Estimate":
         """Product; paired (jackknife) where both share their draws, else the delta method."""
-        return _combine(self, other, lambda a, b: a * b, lambda a, b: (b, a))
+        return _combine(self, other, operator.mul, lambda a, b: (b, a))
 
-    def __truediv__(self, other: "Estimate | float") -> "Estimate":
-        """Ratio; paired (jackknife) where both share their draws, else the delta method."""
-        return _combine(self, other, lambda a, b: a / b, lambda a, b: (1 / b, -a / b**2))
+    def __truediv__(self, other: "Estimate | float | int") -> "Estimate":
+        """Ratio; paired (jackknife) where both share their draws, else the delta method.
 
-    __radd__ = __add__
-    __rmul__ = __mul__
+        Both are first-order: trust them where the denominator lies many standard errors from 0.
+        """
+        return _combine(self, other, operator.truediv, lambda a, b: (1 / b, -a / b**2))
 
-    def __rsub__(self, other: float) -> "Estimate":
+    def __radd__(self, other: float | int) -> "Estimate":
+        """``other + self``."""
+        return self + other
+
+    def __rmul__(self, other: float | int) -> "Estimate":
+        """``other * self``."""
+        return self * other
+
+    def __neg__(self) -> "Estimate":
+        """``-self``."""
+        return self * -1.0
+
+    def __rsub__(self, other: float | int) -> "Estimate":
         """``other - self``."""
         return Estimate(float(other)) - self
 
-    def __rtruediv__(self, other: float) -> "Estimate":
+    def __rtruediv__(self, other: float | int) -> "Estimate":
         """``other / self``."""
         return Estimate(float(other)) / self
 
@@ -108,13 +130,13 @@ class Estimate:
         return float(self.mean)
 
     def __repr__(self) -> str:
-        """Mean and standard error, or the mean alone where it is exact."""
-        if self.sem == 0:
+        """Mean and standard error, or the mean alone where it is exact (many equal samples are not)."""
+        if self.sem == 0 and self.n < 2:
             return f"{self.mean:.4g} (exact)"
         return f"{self.mean:.4g} ± {self.sem:.2g} (n={self.n})"
 
     def _repr_html_(self) -> str:
-        if self.sem == 0:
+        if self.sem == 0 and self.n < 2:
             return f"<span class='landscope-estimate'>{self.mean:.4g} <small>(exact)</small></span>"
         text = f"{self.mean:.4g} ± {self.sem:.2g}"
         if self.freedom > 0:
@@ -123,34 +145,69 @@ class Estimate:
         return f"<span class='landscope-estimate'>{text}</span>"
 
 
-def _combine(a: Estimate, b: "Estimate | float", function: Any, slopes: Any) -> Estimate:
+def _combine(a: Estimate, b: "Estimate | float | int", function: Any, slopes: Any) -> Estimate:
     """``function(a, b)`` with its standard error: jackknife over shared draws, else first-order propagation."""
     if not isinstance(b, Estimate):
         b = Estimate(float(b))
-    mean = function(a.mean, b.mean)
-    if a.draws is not None and a.draws == b.draws:
-        return _jackknife(a, b, function)
-    slope_a, slope_b = slopes(a.mean, b.mean)
-    parts = [(abs(slope_a) * a.sem, a.freedom), (abs(slope_b) * b.sem, b.freedom)]
-    variance = sum(s**2 for s, _ in parts)
-    # Welch-Satterthwaite: exact parts have no say in the degrees of freedom.
-    below = sum(s**4 / nu for s, nu in parts if s > 0 and nu > 0)
-    return Estimate(mean, math.sqrt(variance), max(a.n, b.n), df=variance**2 / below if below else None)
+    if function is operator.truediv and b.mean == 0:
+        raise ValueError(f"{a!r} cannot be divided by {b!r}: the ratio is not defined")
+    names_a, names_b = _draw_names(a), _draw_names(b)
+    # A constant has no samples of its own, so that what it is combined with keeps its draws.
+    if a.samples is not None and a.n > 1 and _constant(b):
+        return _jackknife(a, Estimate(b.mean, n=a.n, samples=np.full(a.n, b.mean)), function, a.draws)
+    if b.samples is not None and b.n > 1 and _constant(a):
+        return _jackknife(Estimate(a.mean, n=b.n, samples=np.full(b.n, a.mean)), b, function, b.draws)
+    if names_a & names_b:
+        if names_a != names_b or a.samples is None or b.samples is None or a.n != b.n or a.n < 2:
+            raise ValueError(
+                f"the estimates share the draws {' and '.join(sorted(names_a & names_b))!r}, so they are "
+                "not independent, and without samples in pairs they cannot be combined: keep the samples, or combine "
+                "them where they are drawn"
+            )
+        return _jackknife(a, b, function, a.draws)
+    names = AND.join(sorted(names_a | names_b)) or None
+    return _propagated(a, b, function(a.mean, b.mean), slopes(a.mean, b.mean), function is operator.mul, names)
 
 
-def _jackknife(a: Estimate, b: Estimate, function: Any) -> Estimate:
-    if a.samples is None or b.samples is None or len(a.samples) != len(b.samples):
-        raise ValueError(
-            f"both estimates come from the draws {a.draws!r}, so they are not independent, and without the samples of "
-            "both they cannot be combined: keep the samples, or combine them where they were drawn"
-        )
-    n = len(a.samples)
-    left_out_a = (a.samples.sum() - a.samples) / (n - 1)
-    left_out_b = (b.samples.sum() - b.samples) / (n - 1)
-    whole = function(a.samples.mean(), b.samples.mean())
-    pseudo = n * whole - (n - 1) * np.asarray(function(left_out_a, left_out_b))
-    # The pseudo-values stand in for the samples: exact for sums, first-order for products and ratios.
-    return Estimate(float(whole), float(pseudo.std(ddof=1) / math.sqrt(n)), n, pseudo, a.draws)
+AND = " & "  # joins the names of draws that were combined
+
+
+def _draw_names(a: Estimate) -> set[str]:
+    return set(a.draws.split(AND)) if a.draws is not None else set()
+
+
+def _constant(a: Estimate) -> bool:
+    return a.sem == 0 and a.samples is None and a.draws is None
+
+
+def _propagated(
+    a: Estimate, b: Estimate, mean: float, slopes: tuple[float, float], product: bool, draws: str | None
+) -> Estimate:
+    """First-order propagation of independent errors, with Welch and Satterthwaite's degrees of freedom."""
+    parts = [(abs(slopes[0]) * a.sem, a.freedom), (abs(slopes[1]) * b.sem, b.freedom)]
+    if product:  # exact for independent factors, and all there is where both means are 0
+        parts.append((a.sem * b.sem, min(a.freedom, b.freedom)))
+    parts = [(sem, freedom) for sem, freedom in parts if sem > 0]  # exact parts have no say
+    n = min((e.n for e in (a, b) if e.sem > 0), default=max(a.n, b.n))
+    if not parts:
+        return Estimate(mean, 0.0, n, draws=draws)
+    variance = sum(sem**2 for sem, _ in parts)
+    known = all(freedom > 0 for _, freedom in parts)  # one unknown error leaves the whole without an interval
+    freedom = variance**2 / sum(sem**4 / nu for sem, nu in parts) if known else 0.0
+    return Estimate(mean, math.sqrt(variance), n, draws=draws, df=freedom)
+
+
+def _jackknife(a: Estimate, b: Estimate, function: Any, draws: str | None) -> Estimate:
+    """``function`` of paired samples: exact for sums, first-order for products and ratios."""
+    n = a.n
+    whole = function(a.mean, b.mean)
+    # From the mean rather than the samples' sum: what is combined again is the jackknife of the whole formula.
+    without_a, without_b = ((n * e.mean - e.samples) / (n - 1) for e in (a, b) if e.samples is not None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pseudo = n * whole - (n - 1) * np.asarray(function(without_a, without_b))
+    if not np.isfinite(pseudo).all():
+        raise ValueError("the ratio is not defined for every sample left out: its denominator reaches 0")
+    return Estimate(float(whole), float(pseudo.std(ddof=1) / math.sqrt(n)), n, pseudo, draws)
 
 
 @runtime_checkable
@@ -213,6 +270,11 @@ class Batches:
         """The batches ``(inputs, targets)`` in order."""
         for i in range(0, self.n, self.size):
             yield self.inputs[i : i + self.size], self.targets[i : i + self.size]
+
+    def __repr__(self) -> str:
+        """How many samples of which shape."""
+        shape = "×".join(map(str, self.inputs.shape[1:])) or "scalar"
+        return f"Batches of {self.n:,} samples ({shape}), {self.size:,} at a time"
 
     def to(self, device: "torch.device | str") -> "Batches":
         """The same samples on another device."""
@@ -313,17 +375,29 @@ class Table:
         return f"Table of {len(self)} rows: {', '.join(self.columns)}"
 
     def _repr_html_(self) -> str:
-        shown = 30
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row.values()) + "</tr>"
-            for row in self.rows()[:shown]
-        )
-        more = f"<caption>{shown} of {len(self)} rows</caption>" if len(self) > shown else ""
-        return f"<table class='landscope-table'>{more}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        names = list(self.columns)[:MOST_COLUMNS]
+        head = "".join(f"<th>{_cell(name)}</th>" for name in names)
+        rows: list[str] = []
+        room = MOST_BYTES - len(head.encode())
+        for i in range(min(len(self), MOST_ROWS)):
+            row = "<tr>" + "".join(f"<td>{_cell(self.columns[name][i])}</td>" for name in names) + "</tr>"
+            room -= len(row.encode())
+            if room < 0:
+                break
+            rows.append(row)
+        cut = [f"{len(rows)} of {len(self)} rows"] if len(rows) < len(self) else []
+        cut += [f"{len(names)} of {len(self.columns)} columns"] if len(names) < len(self.columns) else []
+        more = f"<caption>{', '.join(cut)}</caption>" if cut else ""
+        body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+        return f"<table class='landscope-table'>{more}{body}</table>"
+
+
+# What a notebook shows of a table stays below 20 kB, whatever is in it.
+MOST_ROWS, MOST_COLUMNS, MOST_BYTES = 30, 20, 16_000
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:200]
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return html.escape(text if len(text) <= 60 else text[:59] + "…")

@@ -1,0 +1,27 @@
+"""Shapes and types are checked at run time in every test: the hook stands before anything of Landscope is imported."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("landscope", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with ``mnist/`` and ``cifar10/`` that LANDSCOPE_DATA names."""
+    named = os.environ.get("LANDSCOPE_DATA")
+    if not named:
+        pytest.skip("LANDSCOPE_DATA is not set: it names the folder that holds mnist/ and cifar10/")
+    folder = Path(named)
+    if not folder.is_dir():
+        pytest.fail(f"LANDSCOPE_DATA={named} is no folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's folder."""
+    return Path(__file__).parent.parent
