@@ -1,0 +1,221 @@
+"""What a run will cost, before it is spent: a few steps and a few samples are timed, and the rest is arithmetic."""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from landscope.engine import curve_steps, load_data, snapshot
+from landscope.spec import Call, Recipe, canonical_json, key
+from landscope.train import Training, advance, begin, evaluate
+from landscope.types import Batches
+
+PILOT_SEED = 10_000  # seeds from here on are never judged
+TIMED_BATCH = 256  # larger batches are extrapolated from smaller ones
+FIRST_SAMPLES, ENOUGH_SECONDS = 32, 0.3
+DOUBLE_BACKWARD = 4.0  # memory of a Hessian product over that of a forward pass: graph, gradient and their graph
+LANCZOS_VECTORS = 40
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run is predicted to take on this machine.
+
+    Args:
+        steps: Optimizer steps expected (fewer than the recipe's where a stopping rule is expected to end it).
+        training: Seconds of training, the learning curves and the stopping rule's checks included.
+        measuring: Seconds of measuring.
+        memory: Bytes of the process at its largest.
+    """
+
+    steps: int
+    training: float
+    measuring: float
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in all."""
+        return self.training + self.measuring
+
+
+def predict(
+    runs: Sequence[tuple[Recipe, int, float]],
+    measures: Sequence[Call],
+    root: Path,
+    device: torch.device | str = "cpu",
+    on_group: Callable[[int, int], None] | None = None,
+) -> dict[str, Cost]:
+    """The cost of each run, by its key; runs that differ only in numbers are timed once.
+
+    A few optimizer steps are timed for every batch size up to 256 (larger ones are extrapolated), and the measures on
+    a growing share of the training set until they take long enough to be extrapolated. The pilot uses a seed that is
+    never judged.
+
+    Args:
+        runs: (recipe, number of states to be measured, expected share of the recipe's steps).
+        measures: What is measured on each state.
+        root: The store, for decoded data.
+        device: Where it will run.
+        on_group: Called with how many groups have been timed, of how many.
+    """
+    groups: dict[str, list[tuple[Recipe, int, float]]] = {}
+    for recipe, states, share in runs:
+        groups.setdefault(_kind(recipe), []).append((recipe, states, share))
+    costs: dict[str, Cost] = {}
+    networks: dict[str, _Network] = {}
+    threads = torch.get_num_threads()
+    try:
+        if torch.device(device).type == "cpu":
+            torch.set_num_threads(1)
+        for i, members in enumerate(groups.values()):
+            if on_group is not None:
+                on_group(i, len(groups))
+            recipe = replace(members[0][0], seed=PILOT_SEED)
+            network = networks.setdefault(
+                canonical_json([recipe.data, recipe.model]), _time_network(recipe, measures, root, device)
+            )
+            step = _step_seconds(recipe, root, device)
+            for member, states, share in members:
+                costs[key(member)] = _cost(member, states, share, step, network)
+    finally:
+        torch.set_num_threads(threads)
+    return costs
+
+
+@dataclass(frozen=True)
+class _Network:
+    evaluate_train: float
+    evaluate_all: float
+    measuring: float
+    parameters: int
+    data_bytes: int
+    sample_bytes: int  # of the activations that a backward pass needs, per sample
+    evaluation_batch: int
+
+
+def _kind(recipe: Recipe) -> str:
+    """What the time of a step depends on: everything but the numbers that leave it alone."""
+    optimizer = recipe.optimizer.target
+    return canonical_json([recipe.data, recipe.model, recipe.loss, optimizer, recipe.batch_size, recipe.regularizers])
+
+
+def _pilot(recipe: Recipe, root: Path, device: torch.device | str) -> Training:
+    return begin(replace(recipe, start=None, stop=None), load_data(recipe, root), device=device)
+
+
+def _step_seconds(recipe: Recipe, root: Path, device: torch.device | str) -> float:
+    """Seconds of an optimizer step at the recipe's batch size."""
+    n = load_data(recipe, root).train.n
+    size = min(recipe.batch_size, n)
+    if size <= TIMED_BATCH:
+        return _timed_steps(recipe, root, device)
+    small, large = (_timed_steps(replace(recipe, batch_size=b), root, device) for b in (TIMED_BATCH // 4, TIMED_BATCH))
+    slope = max(0.0, large - small) / (TIMED_BATCH - TIMED_BATCH // 4)
+    return large + slope * (size - TIMED_BATCH)
+
+
+def _timed_steps(recipe: Recipe, root: Path, device: torch.device | str) -> float:
+    steps = advance(_pilot(replace(recipe, steps=max(recipe.steps, 30)), root, device))
+    for _ in range(3):  # the state before the first step, and two to warm up
+        next(steps)
+    times: list[float] = []
+    while len(times) < 25 and (len(times) < 3 or sum(times) < ENOUGH_SECONDS):
+        began = time.perf_counter()
+        next(steps)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _time_network(recipe: Recipe, measures: Sequence[Call], root: Path, device: torch.device | str) -> _Network:
+    training = _pilot(recipe, root, device)
+    data, model = training.data, training.model
+    sets = [batches for batches in (data.train, data.valid, data.test) if batches is not None]
+    per_sample = _seconds_per_sample(lambda part: evaluate(model, training.loss, part), data.train)
+
+    def measure_all(part: Batches) -> None:
+        for measure in measures:
+            measure(snapshot(model, None, training.loss, {"train": part, "valid": None, "test": None}, 0, measure))
+
+    return _Network(
+        evaluate_train=per_sample(data.train.n),
+        evaluate_all=per_sample(sum(batches.n for batches in sets)),
+        measuring=_seconds_per_sample(measure_all, data.train)(data.train.n),
+        parameters=sum(p.numel() * p.element_size() for p in model.parameters()),
+        data_bytes=sum(b.inputs.numel() * b.inputs.element_size() + b.targets.numel() * 8 for b in sets),
+        sample_bytes=_saved_bytes(training, data.train),
+        evaluation_batch=min(data.train.size, data.train.n),
+    )
+
+
+def _seconds_per_sample(work: Callable[[Batches], Any], batches: Batches) -> Callable[[int], float]:
+    """Seconds as a function of the number of samples: a straight line through the last two sizes timed."""
+    points: list[tuple[int, float]] = []
+    n = min(FIRST_SAMPLES, batches.n)
+    work(Batches(batches.inputs[:n], batches.targets[:n], batches.size))
+    while True:
+        part = Batches(batches.inputs[:n], batches.targets[:n], batches.size)
+        began = time.perf_counter()
+        work(part)
+        points.append((n, time.perf_counter() - began))
+        if n == batches.n or points[-1][1] > ENOUGH_SECONDS:
+            break
+        n = min(4 * n, batches.n)
+    (n1, t1), (n2, t2) = points[-2] if len(points) > 1 else (0, 0.0), points[-1]
+    slope = max(0.0, t2 - t1) / (n2 - n1)
+    return lambda samples: max(0.0, t2 + slope * (samples - n2)) if samples >= n2 else t2 * samples / n2
+
+
+def _saved_bytes(training: Training, batches: Batches) -> int:
+    """Bytes that a forward pass keeps for the backward one, per sample."""
+    seen: dict[int, int] = {}
+    parameters = {p.data_ptr() for p in training.model.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in parameters:
+            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    n = min(8, batches.n)
+    training.model.eval()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        training.loss(training.model(batches.inputs[:n]), batches.targets[:n])
+    return sum(seen.values()) // n
+
+
+def _cost(recipe: Recipe, states: int, share: float, step: float, network: _Network) -> Cost:
+    steps = max(1, round(recipe.steps * share))
+    every = recipe.stop["every"] if recipe.stop else 1
+    curve = sum(1 for s in curve_steps(recipe.steps, every) if s <= steps) + 1
+    checks = steps / every if recipe.stop else 0
+    training = steps * step + curve * network.evaluate_all + checks * network.evaluate_train
+    batch = max(
+        2 * recipe.batch_size * network.sample_bytes,
+        math.ceil(DOUBLE_BACKWARD * network.evaluation_batch * network.sample_bytes),
+    )
+    memory = resting_memory() + 2 * network.data_bytes + batch + (8 + LANCZOS_VECTORS) * network.parameters
+    return Cost(steps, training, states * network.measuring, memory)
+
+
+def resting_memory() -> int:
+    """Bytes of this process now: what a worker needs for Python and PyTorch alone."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 400 * 2**20
+
+
+def wall_seconds(costs: Mapping[str, Cost], jobs: int, start: float = 6.0) -> float:
+    """Seconds on the clock with ``jobs`` processes that each need ``start`` seconds to begin: longest run first."""
+    loads = [start] * jobs
+    for seconds in sorted((cost.seconds for cost in costs.values()), reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += seconds
+    return max(loads)

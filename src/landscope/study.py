@@ -1,0 +1,277 @@
+"""A study: one experiment at one scale on one data set in one store. What to do, what came out, what it says."""
+
+import importlib.metadata
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import landscope.store as store
+from landscope import experiments
+from landscope.data import Source, find
+from landscope.engine import finished, payload
+from landscope.report import Report
+from landscope.spec import Claim, Experiment, Protocol, Recipe, Step, canonical, key, planned, step_name
+from landscope.stats import Verdict, changed_claims, claims_fingerprint, judge
+from landscope.sweep import Task
+from landscope.types import Table
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """An experiment, made concrete.
+
+    Args:
+        name: The experiment's name.
+        experiment: The experiment.
+        scale: One of its scales.
+        source: The data set.
+        root: The store.
+        seeds: The number of seeds that are run; the experiment says how many decide.
+    """
+
+    name: str
+    experiment: Experiment
+    scale: str
+    source: Source
+    root: Path
+    seeds: int
+
+    @property
+    def planned(self) -> int:
+        """How many seeds decide the verdicts."""
+        return self.experiment.seeds[self.scale]
+
+    @property
+    def claims(self) -> Sequence[Claim]:
+        """The claims, of the arms that this scale has."""
+        return self.experiment.claims(self.scale, self.source)
+
+    def runs(self, seeds: int | None = None) -> list[tuple[str, Recipe]]:
+        """Every (protocol, recipe); a recipe that two protocols share stands under both."""
+        return planned(self.experiment, self.scale, self.source, range(self.seeds if seeds is None else seeds))
+
+    def command(self) -> str:
+        """The command that makes the same numbers again."""
+        words = ["landscope", "run", self.name, "--scale", self.scale]
+        if self.source.name != self.experiment.data[self.scale]:
+            words += ["--data", self.source.name]
+        if self.seeds != self.planned:
+            words += ["--seeds", str(self.seeds)]
+        return shlex.join(words)
+
+
+def begin(name: str, scale: str, data: str | None, root: Path, seeds: int | None = None) -> Study:
+    """The study of an experiment at a scale; the data set is found (and decoded, if need be) here.
+
+    Args:
+        name: The experiment.
+        scale: smoke, laptop or paper.
+        data: A data set's name or folder; None for the experiment's own choice.
+        root: The store.
+        seeds: Seeds to run; None for the number planned.
+
+    Raises:
+        LookupError: for an experiment or scale that does not exist.
+        ValueError: for no seeds, or data that cannot be used.
+    """
+    experiment = experiments.load(name)
+    if scale not in experiment.seeds:
+        raise LookupError(f"{name} has no scale {scale!r}: it has {', '.join(experiment.seeds)}")
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"at least one seed is needed, not {seeds}; {experiment.seeds[scale]} are planned")
+    source = find(data or experiment.data[scale], root / ".cache")
+    study = Study(name, experiment, scale, source, root, experiment.seeds[scale] if seeds is None else seeds)
+    study.runs(1)  # an experiment that cannot use these data says so now
+    return study
+
+
+def resume(name: str, scale: str, data: str | None, root: Path) -> Study:
+    """The study that a store holds: nothing is downloaded, decoded or trained.
+
+    Raises:
+        LookupError: where the store has no such study, or several of different data sets.
+    """
+    experiment = experiments.load(name)
+    found = [p["plan"] for p in store.plans(root) if (p["plan"]["experiment"], p["plan"]["scale"]) == (name, scale)]
+    sources = {plan["data"]["name"]: Source.from_json(plan["data"]) for plan in found}
+    wanted = [s for label, s in sources.items() if data is None or label == Path(data).name]
+    if not wanted:
+        others = f" on {data} (there is {', '.join(sources)})" if sources else ""
+        raise LookupError(
+            f"{root} holds nothing of {name} at scale {scale}{others}: run it first, or name another folder with --runs"
+        )
+    if len(wanted) > 1:
+        raise LookupError(f"{root} holds {name} on {', '.join(sources)}: say which with --data")
+    study = Study(name, experiment, scale, wanted[0], root, experiment.seeds[scale])
+    while study.seeds < 1000 and any(store.run_record(root, key(r)) for _, r in _seed_runs(study, study.seeds)):
+        study = replace(study, seeds=study.seeds + 1)
+    return study
+
+
+def _seed_runs(study: Study, seed: int) -> list[tuple[str, Recipe]]:
+    return planned(study.experiment, study.scale, study.source, [seed])
+
+
+# --- doing ---------------------------------------------------------------------------------------------------------
+
+
+def tasks(study: Study, costs: Mapping[str, float] | None = None, device: str = "cpu") -> list[Task]:
+    """One task a run, with all that is measured on it under any protocol; a shared run is one task."""
+    steps: dict[str, list[Step]] = {}
+    recipes: dict[str, Recipe] = {}
+    for protocol, recipe in study.runs():
+        recipes[key(recipe)] = recipe
+        steps.setdefault(key(recipe), []).extend(study.experiment.runs[protocol].steps)
+    return [
+        Task(
+            name,
+            payload(recipe, steps[name], study.experiment.measures, device),
+            (costs or {}).get(name, 1.0),
+            f"batch {recipe.batch_size}, seed {recipe.seed}",
+        )
+        for name, recipe in recipes.items()
+    ]
+
+
+def is_finished(study: Study, task: Task) -> bool:
+    """Whether the store has all that a task makes."""
+    return finished(task.payload, study.root)
+
+
+def declare(study: Study) -> list[str]:
+    """Write down plan and claims before the first run; returns the texts of claims that have changed since."""
+    return changed_claims(store.declare(study.root, _plan(study), _claimed(study))["claims"], _claimed(study)["claims"])
+
+
+def _plan(study: Study) -> dict[str, Any]:
+    return {"experiment": study.name, "scale": study.scale, "data": study.source.to_json()}
+
+
+def _claimed(study: Study) -> dict[str, Any]:
+    """What decides a verdict: claims, seeds, protocols with their runs, measures."""
+    protocols: dict[str, Any] = {
+        name: {"steps": canonical(p.steps), "judged": canonical(p.judged), "runs": [], "executor": "solo"}
+        for name, p in study.experiment.runs.items()
+    }
+    for name, recipe in study.runs(study.planned):
+        protocols[name]["runs"].append(key(recipe))
+    return {
+        "claims": claims_fingerprint(study.claims),
+        "seeds": study.planned,
+        "protocols": protocols,
+        "measures": canonical(study.experiment.measures),
+    }
+
+
+# --- saying --------------------------------------------------------------------------------------------------------
+
+
+def results(study: Study) -> Table:
+    """Everything measured so far: one row per protocol, run and step."""
+    steps = {name: protocol.steps for name, protocol in study.experiment.runs.items()}
+    return store.results(study.root, study.runs(), steps, study.experiment.measures)
+
+
+def histories(study: Study) -> Table:
+    """The learning curves: one row per protocol, run and recorded step."""
+    rows: list[dict[str, Any]] = []
+    for protocol, recipe in study.runs(study.planned):
+        try:
+            history = store.history(study.root, key(recipe))
+        except (LookupError, store.Damaged):
+            continue
+        shared = {"protocol": protocol, "run": key(recipe), "seed": recipe.seed, "batch_size": recipe.batch_size}
+        rows += [shared | {"optimizer": recipe.optimizer.name} | row for row in history]
+    return Table.of(rows)
+
+
+def verdicts(study: Study, table: Table, seeds: Sequence[int] | None = None) -> list[Verdict]:
+    """The verdicts on all claims under all protocols, of the planned seeds or of ``seeds`` (a replication)."""
+    judged = judged_tables(study, table)
+    found: list[Verdict] = []
+    for positive in (False, True):
+        claims = [claim for claim in study.claims if claim.positive is positive]
+        kept = {name: judged[name] for name, p in study.experiment.runs.items() if p.positive is positive}
+        if claims and kept:
+            found += judge(claims, kept, study.planned, seeds=seeds)
+    # Positive controls are judged like a published protocol of their own, but are none.
+    return [replace(v, control=v.protocol) if v.claim.positive else v for v in found]
+
+
+def judged_tables(study: Study, table: Table) -> dict[str, Table]:
+    """By protocol, the results at the step that decides."""
+
+    def at_judged(name: str, protocol: Protocol) -> Table:
+        return table.where(protocol=name, step=step_name(protocol.judged)) if len(table) else table
+
+    return {name: at_judged(name, protocol) for name, protocol in study.experiment.runs.items()}
+
+
+def report(study: Study) -> Report:
+    """All that a report says, gathered from the store."""
+    table = results(study)
+    first = table.where(seed=list(range(study.planned))) if len(table) else table
+    later = range(study.planned, study.seeds)
+    declared = next((p["claims"] for p in store.plans(study.root) if p["plan"] == canonical(_plan(study))), None)
+    changed = changed_claims(declared["claims"], _claimed(study)["claims"]) if declared else []
+    runs: dict[str, list[str]] = {name: [] for name in study.experiment.runs}
+    for protocol, recipe in study.runs():
+        runs[protocol].append(key(recipe))
+    return Report(
+        name=study.name,
+        experiment=study.experiment,
+        scale=study.scale,
+        data=study.source.name,
+        seeds=study.planned,
+        verdicts=verdicts(study, table),
+        tables=judged_tables(study, first),
+        figures=study.experiment.figures(first, histories(study)) if len(first) else (),
+        runs=runs,
+        counts={name: _counts(keys, table, name) for name, keys in runs.items()},
+        command=study.command(),
+        environment=_environment(study, runs),
+        plan={"data": repr(study.source), "executor": "one process a run, one thread each"},
+        post_hoc=changed,
+        replication=verdicts(study, table, later) if len(later) else (),
+        replication_seeds=f"seeds {later.start} to {later.stop - 1}" if len(later) else "",
+        version=importlib.metadata.version("landscope"),
+    )
+
+
+def _counts(keys: Iterable[str], table: Table, protocol: str) -> dict[str, int]:
+    rows = table.where(protocol=protocol).rows() if len(table) else []
+    planned_runs = list(dict.fromkeys(keys))
+    kinds = {status: {row["run"] for row in rows if row["status"] == status} for status in ("diverged", "censored")}
+    found = {row["run"] for row in rows}
+    return {
+        "planned": len(planned_runs),
+        "done": len(found),
+        "diverged": len(kinds["diverged"]),
+        "censored": len(kinds["censored"]),
+        "missing": len(planned_runs) - len(found),
+    }
+
+
+def _environment(study: Study, runs: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The environment of the runs: one value where all agree, else all of them."""
+    found: dict[str, dict[str, None]] = {}
+    for name in dict.fromkeys(run for keys in runs.values() for run in keys):
+        for what, value in (store.environment(study.root, name) or {}).items():
+            if not what.endswith("_seconds"):
+                found.setdefault(what, {})[str(value)] = None
+    return {what: ", ".join(values) for what, values in found.items()}
+
+
+# --- predicting ----------------------------------------------------------------------------------------------------
+
+
+def expected(study: Study) -> list[tuple[Recipe, int, float]]:
+    """Every run with the number of states to be measured on it and the share of its steps that it should make."""
+    found: dict[str, tuple[Recipe, set[Step], float]] = {}
+    for name, recipe in study.runs():
+        protocol = study.experiment.runs[name]
+        _, steps, share = found.get(key(recipe), (recipe, set(), 0.0))
+        found[key(recipe)] = (recipe, steps | set(protocol.steps), max(share, protocol.share))
+    return [(recipe, len(steps), share) for recipe, steps, share in found.values()]
