@@ -93,7 +93,9 @@ class Source:
     def from_json(cls, value: Mapping[str, Any]) -> "Source":
         """The source that `to_json` was given."""
         try:
-            return cls(**(dict(value) | {"call": from_canonical(value["call"]), "shape": tuple(value["shape"])}))
+            read = from_canonical(value["call"])
+            bound = call(resolve(read.target), **dict(read.kwargs))  # JSON does not tell 1.0 from 1, annotations do
+            return cls(**(dict(value) | {"call": bound, "shape": tuple(value["shape"])}))
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a data source of Landscope's: {error}") from error
 
@@ -272,19 +274,16 @@ def _splits(folder: Path) -> tuple[dict[str, list[Path]], str]:
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary) / "source"  # a plain name: the rules are globs, which the user's name may upset
         base.symlink_to(folder.resolve(), target_is_directory=True)
-        try:
-            patterns = get_data_patterns(str(base))
-            found = {
-                str(split): sorted(
-                    {p for one in globs for p in resolve_pattern(one, str(base), allowed_extensions=[".parquet"])}
-                )
-                for split, globs in patterns.items()
-            }
-        except (EmptyDatasetError, FileNotFoundError) as error:
-            raise ValueError(f"the folder {str(folder)!r} holds no data set: {_EXPECTED}") from error
-        splits = {split: [folder / Path(p).relative_to(base) for p in paths] for split, paths in found.items()}
+        found: dict[str, set[Path]] = {}
+        with contextlib.suppress(EmptyDatasetError):
+            for split, patterns in get_data_patterns(str(base)).items():
+                for pattern in patterns:
+                    with contextlib.suppress(FileNotFoundError):  # a split has several, most match nothing
+                        for path in resolve_pattern(pattern, str(base), allowed_extensions=[".parquet"]):
+                            found.setdefault(str(split), set()).add(folder / Path(path).relative_to(base))
+    splits = {split: sorted(paths) for split, paths in found.items()}
     if not splits.get("train"):
-        raise ValueError(f"the folder {str(folder)!r} has no training split, only {', '.join(splits)}; {_EXPECTED}")
+        raise ValueError(f"the folder {str(folder)!r} has no training split; {_EXPECTED}")
     if "test" in splits:
         left = [split for split in splits if split not in ("train", "test")]
         note = f"not used: the split {', '.join(left)}" if left else ""

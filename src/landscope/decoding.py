@@ -66,9 +66,7 @@ def decoded(
         if not pictures[split]:
             raise ValueError(f"the {split} split in {folder} is empty: at least one image is needed")
     joined = {split: np.concatenate(some) for split, some in labels.items()}
-    outputs = declared["train"] or max(int(joined["train"].max()), 0) + 1
-    if outputs > _MOST_CLASSES:
-        raise ValueError(f"{folder} would have {outputs:,} classes: labels are class numbers from 0, so renumber them")
+    outputs = declared["train"] or _classes(joined["train"])
     for split, found in joined.items():
         _check_labels(split, found, outputs, declared["train"])
     colour = any(picture.ndim == 3 for of in pictures.values() for picture in of)
@@ -130,6 +128,16 @@ def _whole(column: Any, split: str, first: int) -> np.ndarray:
         row = first + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"the label in row {row} (from 0) of the {split} split is missing: every image needs one")
     return column.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _classes(labels: np.ndarray) -> int:
+    row = int(labels.argmax())
+    if labels[row] >= _MOST_CLASSES:
+        raise ValueError(
+            f"the label in row {row} (from 0) of the train split is {labels[row]:,}: labels are class numbers from 0, "
+            "so renumber them"
+        )
+    return max(int(labels[row]), 0) + 1
 
 
 def _check_labels(split: str, labels: np.ndarray, outputs: int, declared: int | None) -> None:

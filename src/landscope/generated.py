@@ -308,21 +308,21 @@ def _on_circle(radius: np.ndarray, turn: np.ndarray) -> np.ndarray:
 POLYNOMIALS = ("quadratic", "cubic", "continuous")
 
 
-def polynomial(x: np.ndarray, *, function: str = "quadratic") -> np.ndarray:
+def polynomial(x: np.ndarray, *, variant: str = "quadratic") -> np.ndarray:
     """The noiseless functions of Taborsky & Hansen 2021, section 4.1.
 
     ``"quadratic"``: g(x) = 10 + 1.22 x². ``"cubic"``: h(x) = g(x) + 1.22 (x + 4)³ for x < 0, else g(x); it jumps down
     by 78.08 at 0. ``"continuous"`` (ours) takes these 78.08 off the left branch.
 
-    >>> polynomial(np.array([-1e-9, 0.0]), function="cubic").round(2).tolist()
+    >>> polynomial(np.array([-1e-9, 0.0]), variant="cubic").round(2).tolist()
     [88.08, 10.0]
     """
-    if function not in POLYNOMIALS:
-        raise ValueError(f"function is one of {', '.join(POLYNOMIALS)}, not {function!r}")
+    if variant not in POLYNOMIALS:
+        raise ValueError(f"variant is one of {', '.join(POLYNOMIALS)}, not {variant!r}")
     right = 10 + 1.22 * x**2
-    if function == "quadratic":
+    if variant == "quadratic":
         return right
-    left = right + 1.22 * (x + 4) ** 3 - (1.22 * 64 if function == "continuous" else 0)
+    left = right + 1.22 * (x + 4) ** 3 - (1.22 * 64 if variant == "continuous" else 0)
     return np.where(x < 0, left, right)
 
 
@@ -331,13 +331,13 @@ def noisy_polynomial(
     cache: Path | None = None,
     /,
     *,
-    function: str = "quadratic",
+    variant: str = "quadratic",
     noise: float = 10.0,
     train: int = 100,
     valid: int = 100,
     test: int = 100,
-    interval: tuple[float, float] = (-8.0, 8.0),
-    test_interval: tuple[float, float] = (-2.0, 2.0),
+    interval: tuple[float, ...] = (-8.0, 8.0),
+    test_interval: tuple[float, ...] = (-2.0, 2.0),
     test_noise: float = 0.0,
     grid: bool = True,
 ) -> Data:
@@ -350,7 +350,7 @@ def noisy_polynomial(
     Args:
         seed: Draws the noise, of each set separately, and the inputs where ``grid`` is False.
         cache: Not used.
-        function: See `polynomial`.
+        variant: See `polynomial`.
         noise: Standard deviation of the noise on training and validation targets.
         train: Training samples on ``interval``.
         valid: Validation samples on ``interval``: the same grid with other noise.
@@ -365,16 +365,17 @@ def noisy_polynomial(
     """
     _sizes(train=train, valid=valid, test=test)
     sets = []
-    for name, size, (low, high), sd in (
+    for name, size, ends, sd in (
         ("train", train, interval, noise),
         ("valid", valid, interval, noise),
         ("test", test, test_interval, test_noise),
     ):
-        if not low < high:
-            raise ValueError(f"an interval is (low, high) with low < high, not ({low:g}, {high:g})")
+        if len(ends) != 2 or not ends[0] < ends[1]:
+            raise ValueError(f"an interval is (low, high) with low < high, not {ends}")
+        low, high = ends
         spread = np.linspace(0, 1, size) if grid else stream(seed, f"polynomial {name} inputs").random(size)
         x = (low + (high - low) * spread)[:, None]
-        targets = polynomial(x, function=function)
+        targets = polynomial(x, variant=variant)
         sets.append(batches(x, targets + sd * stream(seed, f"polynomial {name} noise").standard_normal((size, 1))))
     return gathered(*sets, outputs=1, task="regression")
 
