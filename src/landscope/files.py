@@ -266,9 +266,10 @@ def read(path: Path) -> bytes:
             if error.errno == errno.ESTALE and not last:
                 continue
             raise
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise Damaged(path, "is no plain file")
         with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise Damaged(path, "is no plain file")
             return file.read()
     raise AssertionError  # the last attempt returns or raises
 
