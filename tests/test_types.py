@@ -1,6 +1,7 @@
 """Estimates against SciPy's tests, batches, tables, and what notebooks show."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_the_interval_is_students(n, level):
 def test_independent_differences_are_welchs(seed):
     x, y = draws(seed, 7, 1.0, 0.3), draws(seed + 10, 12, 0.5, 2.0)
     difference = Estimate.of(x) - Estimate.of(y)
-    expected = scipy.stats.ttest_ind(x, y, equal_var=False)
+    expected: Any = scipy.stats.ttest_ind(x, y, equal_var=False)
     assert difference.freedom == pytest.approx(expected.df, rel=1e-12)
     low, high = expected.confidence_interval(0.95)
     assert difference.interval() == pytest.approx((low, high), rel=1e-12)
@@ -107,7 +108,7 @@ def test_draws_are_remembered_through_mixtures():
     a, b, c = (Estimate.of(draws(i, 5), name) for i, name in enumerate("abb"))
     mixed = a + b
     with pytest.raises(ValueError, match="share the draws 'b'"):
-        mixed - c
+        _ = mixed - c
     assert (mixed - Estimate.of(draws(9, 5), "other")).sem > mixed.sem
 
 

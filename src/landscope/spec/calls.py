@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -278,8 +278,11 @@ def canonical(x: Any) -> Any:
     if isinstance(x, At):
         return {"run": x.key, "step": canonical(x.step)}
     if is_dataclass(x) and type(x).__module__.startswith("landscope.spec."):  # Recipe, Cell, Claim ...
-        kept = {f.name: getattr(x, f.name) for f in fields(x)}
-        return {type(x).__name__.lower(): {k: canonical(v) for k, v in kept.items() if v is not None and v != ()}}
+        kept = {f.name: (getattr(x, f.name), f.default is MISSING) for f in fields(x)}
+        off = (None, ())
+        return {
+            type(x).__name__.lower(): {k: canonical(v) for k, (v, needed) in kept.items() if needed or v not in off}
+        }
     if isinstance(x, Mapping):
         return {str(k): canonical(v) for k, v in x.items() if v is not None}
     if isinstance(x, (list, tuple)):
