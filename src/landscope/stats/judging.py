@@ -150,18 +150,22 @@ def _gather(claim: Claim, table: Table, seeds: Sequence[int]) -> _Evidence:
         units = claim.statistic(table)
     except Untestable as error:
         return _Evidence(claim, None, "not testable", str(error))
-    word, reason = _blocked(claim, units, seeds)
+    if missing := _missing(units, seeds):
+        return _Evidence(claim, None, "not testable", missing)  # half an experiment's effect is not to be looked at
+    word, reason = _blocked(claim, units)
     return _Evidence(claim, units, word, reason)
 
 
-def _blocked(claim: Claim, units: Units, seeds: Sequence[int]) -> tuple[str | None, str]:
-    """Why a claim gets no decision, as (word, reason), or (None, "")."""
+def _missing(units: Units, seeds: Sequence[int]) -> str:
     expected = units.arms * len(seeds) if units.unit in ("seed", "configuration") else units.found
     if units.found < expected:
-        return "not testable", f"{expected - units.found} of {expected} runs are missing"
+        return f"{expected - units.found} of {expected} runs are missing"
     absent = [seed for seed in seeds if seed not in units.ids] if units.unit == "seed" and not units.arms else []
-    if absent:
-        return "not testable", f"{len(absent)} of {len(seeds)} seeds are missing"
+    return f"{len(absent)} of {len(seeds)} seeds are missing" if absent else ""
+
+
+def _blocked(claim: Claim, units: Units) -> tuple[str | None, str]:
+    """Why a claim gets no decision, as (word, reason), or (None, "")."""
     for arm, share in units.censored.items():
         if share > TOLERATED:
             return (
@@ -219,8 +223,6 @@ def _verdict(
         n=units.n,
         units=units,
         extra=dict(units.extra),
-        p=evidence.p if units.n > 1 else None,
-        p_exact=_exact(shape, units),
         prediction=_prediction(claim, units) if control is None else None,
     )
     if evidence.word is not None:
@@ -230,11 +232,14 @@ def _verdict(
     if without is not None and without != word:
         word, why = "inconclusive", "diverged runs decide"
     holm_low, holm_high = units.interval(1 - alpha)
+    tost = word == "supported" and shape.expect == "within"  # then the interval at twice the level has decided
     advice = _advice(shape, units, alpha)
     return replace(
         with_numbers,
         word=word,
-        reason=_reason(shape, units, word, why, (holm_low, holm_high)),
+        reason=_reason(shape, units, word, why, units.interval(1 - 2 * alpha) if tost else (holm_low, holm_high)),
+        p=evidence.p,
+        p_exact=_exact(shape, units),
         holm_low=holm_low,
         holm_high=holm_high,
         holm_level=1 - alpha,
@@ -314,7 +319,7 @@ def _reason(claim: Claim, units: Units, word: str, why: str, interval: tuple[flo
     }.get(why)
     if reason is None and claim.expect == "within":
         reason = f"the deciding interval {held} lies within {margin}" if word == "supported" else None
-        reason = reason or f"the interval is not wholly on one side of the margin {margin}"
+        reason = reason or f"the deciding interval {held} reaches across the margin {margin}"
     elif reason is None:
         verb = "lies" if word == "supported" else "does not lie"
         reason = f"the deciding interval {held} {verb} {side} {null}"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,12 @@ class Units:
         """How many units there are."""
         return len(self.ids)
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """The effect: the mean over units, or the statistic of all of them together."""
         return float(self.values.mean()) if self.effect is None else self.effect
 
-    @property
+    @cached_property
     def sd(self) -> float:
         """The standard deviation between units (with n - 1), no smaller than the statistic's step allows."""
         if self.n < 2:

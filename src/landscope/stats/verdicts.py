@@ -26,7 +26,8 @@ class Verdict:
         holm_low: Lower end of the interval that decided, at the confidence level ``holm_level``.
         holm_high: Upper end.
         holm_level: The level after Holm's correction for the family of claims (see `holm`).
-        p: The p value: two-sided, of the effect being null; for within, of two one-sided tests.
+        p: The p value: two-sided, of the effect being null; for within, of two one-sided tests. None, as all that
+            follows from a test, where no verdict is given.
         p_adjusted: After Holm's correction; None where no verdict is given.
         p_exact: By an exact test that assumes less: sign flips, or Page's L for a trend.
         n: Units.
@@ -82,8 +83,8 @@ class Verdict:
         of = "the weakest of its parts has" if self.parts else "the effect is"
         numbers = f"{of} {shown(shape, self.effect)} over {self.n} {unit}"
         interval = f"95 % interval {shown_interval(shape, self.low, self.high)}"
-        if self.p is None or self.n < 2:
-            return f"{start}, because {self.reason}; {numbers}."
+        if self.p is None:
+            return f"{start}, because {self.reason}; {numbers}" + (f" ({interval})." if self.n > 1 else ".")
         tests = [interval, f"{_test(shape, self.units)}, {_p(self.p)}"]
         if self.p_adjusted is not None:
             tests.append(
@@ -190,7 +191,8 @@ def _number(claim: Claim, value: float) -> str:
     if claim.unit == "ratio":
         if value > 700 or value < -700:
             return "×∞" if value == math.inf else "×0" if value == -math.inf else f"×e^{value:.0f}".replace("-", "−")
-        return f"×{math.exp(value):.2g}" if abs(value) < math.log(100) else f"×{math.exp(value):.3g}"
+        ratio = math.exp(value)
+        return f"×{ratio:.1f}" if 1 <= ratio < 9.95 else f"×{ratio:.3g}" if ratio > 1 else f"×{ratio:.2g}"
     text = {"points": f"{100 * value:+.2f}", "tau": f"{value:.2f}"}.get(claim.unit, f"{value:.3g}")
     return text.replace("-", "−").replace("inf", "∞")
 
