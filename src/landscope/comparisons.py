@@ -138,9 +138,11 @@ def configurations(
     if not series:
         return None
     count = sum(len(s.x) for s in series)
-    said = [f"{s.name}: from {s.x.min():.3g} to {s.x.max():.3g}, with {s.y[s.x.argmin()]:.3g} and {s.y[s.x.argmax()]:.3g}"
-            for s in series]  # fmt: skip
-    finding = f"{_what(x_label)} of {count} configurations, and their {y_label} at either end. {'; '.join(said)}."
+    said = [
+        f"{s.name}: {s.x.min():.3g} with {s.y[s.x.argmin()]:.3g}, {s.x.max():.3g} with {s.y[s.x.argmax()]:.3g}"
+        for s in series
+    ]
+    finding = f"{_what(x_label)} of {count} configurations, with the {y_label} at either end. {'; '.join(said)}."
     note = (
         "Each point is a configuration, the mean over its seeds. Fewer than 12 of a kind describe and decide nothing."
     )

@@ -289,16 +289,19 @@ def load_at(state: At, root: Path) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=2)
 def _load_data(data: Call, seed: int, root: Path) -> Data:
-    loaded = data(seed, root / ".cache")
-    parts = [getattr(loaded, name) for name in ("train", "valid", "test")]
-    size = max(64, min(4096, EVALUATION_NUMBERS // max(1, loaded.train.inputs[0].numel())))
-    train, valid, test = (part and Batches(part.inputs, part.targets, size) for part in parts)
-    return replace(loaded, train=train, valid=valid, test=test)
+    return sized(data(seed, root / ".cache"))
 
 
 def load_data(recipe: Recipe, root: Path) -> Data:
-    """A recipe's data sets, in batches whose size depends on the inputs' size alone."""
+    """A recipe's data sets."""
     return _load_data(recipe.data, recipe.seed, root)
+
+
+def sized(data: Data) -> Data:
+    """The same data in evaluation batches whose size follows from the size of one input alone."""
+    size = max(64, min(4096, EVALUATION_NUMBERS // max(1, data.train.inputs[0].numel())))
+    train, valid, test = (b and Batches(b.inputs, b.targets, size) for b in (data.train, data.valid, data.test))
+    return replace(data, train=train, valid=valid, test=test)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------

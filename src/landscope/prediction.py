@@ -78,12 +78,12 @@ def predict(
             if on_group is not None:
                 on_group(i, len(groups))
             recipe = replace(members[0][0], seed=PILOT_SEED)
-            network = networks.setdefault(
-                canonical_json([recipe.data, recipe.model]), _time_network(recipe, measures, root, device)
-            )
+            name = canonical_json([recipe.data, recipe.model])
+            if name not in networks:
+                networks[name] = _time_network(recipe, measures, root, device)
             step = _step_seconds(recipe, root, device)
             for member, states, share in members:
-                costs[key(member)] = _cost(member, states, share, step, network)
+                costs[key(member)] = _cost(member, states, share, step, networks[name])
     finally:
         torch.set_num_threads(threads)
     return costs

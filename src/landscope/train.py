@@ -161,6 +161,7 @@ def _batch_source(training: Training) -> Callable[[int], tuple[Tensor, Tensor]]:
 def _stepper(training: Training) -> Callable[[], Tensor]:
     """A function that makes one optimizer step and returns the batch's loss."""
     recipe, model, optimizer = training.recipe, training.model, training.optimizer
+    make_step: Callable[[Callable[[], Tensor]], Any] = optimizer.step  # pyright: ignore[reportAssignmentType]
     batch = _batch_source(training)
     terms = [term.bind() for term in recipe.regularizers]
     constraint = recipe.constraint.bind() if recipe.constraint else None
@@ -183,11 +184,11 @@ def _stepper(training: Training) -> Callable[[], Tensor]:
             return value
 
         if random_forward is False:
-            optimizer.step(closure)  # pyright: ignore[reportCallIssue]  torch annotates it as giving a float
+            make_step(closure)
         else:
             with seeded(derive(recipe.seed, "forward", training.step)):
                 before = torch.get_rng_state()
-                optimizer.step(closure)  # pyright: ignore[reportCallIssue]  torch annotates it as giving a float
+                make_step(closure)
                 random_forward = random_forward or not torch.equal(before, torch.get_rng_state())
         if training.schedule is not None:
             training.schedule.step()

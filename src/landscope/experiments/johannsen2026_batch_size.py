@@ -74,7 +74,7 @@ PAPER = Arms(
 )  # fmt: skip
 SMOKE = Arms(
     call(mlp, widths=(16,)), {"train": 256, "valid": 64, "test": 128},
-    (8, 32, 128), (0.05, 0.1, 0.2), (8, 128), epochs=6, steps=40, every=1, limit=40,
+    (8, 32, 128), (0.05, 0.1, 0.2), (8, 128), epochs=6, steps=40, every=1, limit=150,
 )  # fmt: skip
 
 
@@ -431,8 +431,8 @@ EXPERIMENT = Experiment(
         "Seeds: 10, each with its own initialisation, batch order and (below paper scale) data split; the paper's code "
         "ran 3 for test accuracy and 1 (seed 42) for curvature, where its text says 5.",
         "Learning rates: those of the paper's code (.005 .0075 .01 .02 .04 .08 .1 for batches of 32 to 2,048), "
-        "which is the published protocol; its text says that they were scaled linearly, which is the control with equal "
-        "lr/batch ratio.",
+        "which is the published protocol; its text says that they were scaled linearly, which is the control with "
+        "equal lr/batch ratio.",
         "Curvature: of the loss over the whole training set, by Lanczos to a residual of 0.1 %, largest algebraic "
         "eigenvalue; the paper used the first 1,000 training images and 30 power iterations (largest magnitude, no "
         "residual).",

@@ -1,0 +1,5 @@
+"""``python -m landscope``."""
+
+from landscope.cli import main
+
+main()

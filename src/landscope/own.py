@@ -1,0 +1,205 @@
+"""Measuring a user's own network from a checkpoint."""
+
+import importlib
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import landscope.measures as all_measures
+from landscope import losses
+from landscope.data import find
+from landscope.engine import environment, find_measure, measured, sized
+from landscope.report import measures_html
+from landscope.store import publish
+from landscope.terminal import plain, print_table, progress
+from landscope.types import Estimate, Table
+
+LOSSES = ("cross_entropy", "squared_error")
+PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+LARGEST_HEADER = 100 * 2**20
+
+
+def load_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict in a safetensors file; nothing in it is ever executed.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: for a pickle checkpoint (refused), a damaged file, or tensors that are not finite.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; a checkpoint is a safetensors file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(PICKLE):
+        raise ValueError(
+            f"{path} is a pickle checkpoint (torch.save), which can run any code when it is read, and is refused: "
+            "save it anew with safetensors.torch.save_model(model, 'network.safetensors') where you trust it"
+        )
+    header = int.from_bytes(start, "little")
+    if len(start) < 8 or header > min(size - 8, LARGEST_HEADER):
+        raise ValueError(f"{path} is not a safetensors file, or it was cut off: save it with safetensors.torch")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}): save it anew") from error
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{path}: the tensor {name!r} holds NaN or infinity: nothing can be measured on it")
+    return state
+
+
+def build(factory: str) -> nn.Module:
+    """The module that ``package.module:factory`` returns; the working directory is importable.
+
+    Raises:
+        ValueError: for a name of another form, a factory that raises, or one that returns no module.
+        ImportError, LookupError: where the module or the factory does not exist.
+    """
+    module_name, _, name = factory.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"--model takes package.module:factory, not {factory!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that a file called types.py or random.py shadows nothing
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"--model {factory}: cannot import {error.name!r} (from {here}, or installed)") from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise LookupError(f"--model {factory}: {module_name} has no {name!r}")
+        found = getattr(found, part)
+    try:
+        model = found()
+    except Exception as error:
+        raise ValueError(
+            f"--model {factory}: the factory raised {type(error).__name__}: {error}; it is called without arguments "
+            "(--debug shows where)"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"--model {factory} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict.
+
+    Raises:
+        ValueError: where keys or shapes do not match; the message names them.
+    """
+    own = model.state_dict()
+    tied = {n for n, t in own.items() if any(m != n and m in state and o is t for m, o in own.items())}
+    missing = sorted(set(own) - set(state) - tied)
+    further = sorted(set(state) - set(own))
+    shapes = [
+        f"{n} is {list(state[n].shape)} in the file, {list(own[n].shape)} in the model"
+        for n in sorted(set(own) & set(state))
+        if own[n].shape != state[n].shape
+    ]
+    problems = [
+        *([f"the file lacks {_some(missing)}"] if missing else []),
+        *([f"the model has no {_some(further)}"] if further else []),
+        *([_some(shapes)] if shapes else []),
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit the model: {'; '.join(problems)}")
+    model.load_state_dict(state, strict=False)
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def measure_checkpoint(
+    checkpoint: Path,
+    factory: str,
+    data: str,
+    loss: str,
+    measures: list[str] | None,
+    seed: int,
+    train: int | None,
+    out: Path | None,
+    cache: Path,
+    device: str,
+) -> Path:
+    """Measure a checkpoint, print the values and write the report; returns its path."""
+    if loss not in LOSSES:
+        raise ValueError(f"--loss is {' or '.join(LOSSES)}, not {loss!r}")
+    calls = [find_measure(name) for name in (measures or sorted(all_measures.names()))]
+    state = load_checkpoint(checkpoint)
+    model = build(factory)
+    load_into(model, state, checkpoint)
+    source = find(data, cache)
+    drawn = sized(source.draw(**({} if train is None else {"train": train}))(seed, cache))
+    model.to(device).eval()
+    _try(model, drawn.train.inputs[:2].to(device), drawn.outputs, source)
+    with progress() as say:
+        values = measured(
+            model,
+            getattr(losses, loss)(),
+            train=drawn.train,
+            valid=drawn.valid,
+            test=drawn.test,
+            measures=calls,
+            on_measure=lambda name: say(f"Measuring {name} …"),
+        )
+    rows = [
+        {"measure": measure, "name": name, "value": _shown(value)}
+        for measure, part in values.items()
+        for name, value in part.items()
+    ]
+    print_table(Table.of(rows))
+    words = ["landscope", "measure", checkpoint.name, "--model", factory, "--data", source.name, "--loss", loss]
+    words += ["--seed", str(seed), *(["--train", str(train)] if train is not None else [])]
+    path = out or checkpoint.with_suffix(".html")
+    facts = {
+        "checkpoint": checkpoint.name,
+        "model": factory,
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "data": f"{source}, split by seed {seed}",
+        "training samples measured on": f"{drawn.train.n:,}",
+        "loss": loss,
+    }
+    notes = {name: all_measures.names().get(name, "") for name in values}
+    told = {name: str(value) for name, value in environment().items()}
+    page = measures_html(
+        f"{checkpoint.name} on {source.name}", facts, values, command=shlex.join(words), environment=told, notes=notes
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish(path, page.encode())
+    return path
+
+
+def _try(model: nn.Module, inputs: Tensor, outputs: int, source: Any) -> None:
+    """One forward pass, so that a wrong shape is told in our words before anything is computed."""
+    try:
+        with torch.no_grad():
+            result = model(inputs)
+    except Exception as error:
+        raise ValueError(
+            f"the model does not take the inputs of {source.name}, of shape {list(inputs.shape[1:])}: "
+            f"{plain(str(error))[:300]}"
+        ) from error
+    if not isinstance(result, Tensor) or result.dim() != 2 or result.shape[1] < outputs:
+        got = f"shape {list(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+        raise ValueError(f"the model gives {got} for 2 samples; {source.name} needs a tensor of shape [2, {outputs}]")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor) and value.dim():
+        flat = [f"{float(x):.4g}" for x in value.reshape(-1)]
+        return " ".join(flat[:8]) + (f" … ({len(flat)} values)" if len(flat) > 8 else "")
+    return repr(value) if isinstance(value, Estimate) else f"{float(value):.6g}"

@@ -1,0 +1,250 @@
+"""What is shown in the terminal: plans, progress, verdicts, tables. Rich is imported on use."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from landscope.prediction import Cost
+    from landscope.report import Report
+    from landscope.study import Study
+    from landscope.sweep import Outcome
+
+MARKS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not testable": "–"}
+STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
+
+
+def plain(text: str) -> str:
+    r"""``text`` on one line, without control characters: what came from elsewhere must not steer the terminal.
+
+    >>> plain("red\x1b[31m\nalert")
+    'red\\x1b[31m alert'
+    """
+    spaced = " ".join(text.split())
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in spaced)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(4.2), duration(95), duration(7300), duration(400000)
+    ('4 s', '1 min 35 s', '2 h 2 min', '4 d 15 h')
+    """
+    whole = round(seconds)
+    for unit, name, smaller, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            return f"{whole // unit:,} {name} {whole % unit // smaller} {below}"
+    return f"{whole} s"
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, soft_wrap=False)
+
+
+def print_table(table: Any) -> None:
+    """A `Table` of results."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD)
+    for name in table.columns:
+        shown.add_column(Text(plain(str(name))))
+    for row in table.rows():
+        shown.add_row(*(Text(plain(_text(value))) for value in row.values()))
+    _console().print(shown)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------
+
+
+def show_plan(study: "Study", jobs: int, device: str) -> None:
+    """What would be done, what could be detected, and what it would cost."""
+    from landscope import study as studies
+    from landscope.prediction import wall_seconds
+    from landscope.stats import detectable
+
+    costs = _predicted(study, device)
+    tasks = studies.tasks(study)
+    todo = {task.key for task in tasks if not studies.is_finished(study, task)}
+    print(f"{study.name}, scale {study.scale}: {plain(study.experiment.title)}")
+    print(plain(f"Data: {study.source}"))
+    primary = [claim for claim in study.claims if claim.primary and not claim.positive]
+    level = 1 - 0.05 / max(1, len(primary))
+    print(
+        f"Seeds: {study.seeds} ({study.planned} decide). {len(primary)} claims are corrected for; with "
+        + (
+            f"{study.planned} seeds an effect of {detectable(study.planned, 1.0, level):.2f} standard deviations "
+            "between seeds is detected with 80 % power."
+            if study.planned > 1
+            else "one seed nothing can be detected."
+        )
+    )
+    print(f"Runs: {len(tasks)} networks, {len(tasks) - len(todo)} of them finished. Executor: one process a run.")
+    _print_protocols(study, costs)
+    left = {name: cost for name, cost in costs.items() if name in todo}
+    if not left:
+        print("Nothing is left to do.")
+        return
+    seconds, memory = wall_seconds(left, jobs), max(cost.memory for cost in left.values())
+    print(
+        f"Predicted for what is left: {duration(seconds)} with {jobs} processes on this machine ({device}), "
+        f"{memory / 2**30:.1f} GiB of memory for each at the most."
+    )
+
+
+def _print_protocols(study: "Study", costs: "dict[str, Cost]") -> None:
+    from landscope.spec import key
+    from landscope.types import Table
+
+    rows = []
+    for protocol in study.experiment.runs:
+        mine = [recipe for name, recipe in study.runs() if name == protocol]
+        for recipe in (r for r in mine if r.seed == mine[0].seed):
+            cost = costs[key(recipe)]
+            rows.append(
+                {
+                    "protocol": protocol,
+                    "batch": recipe.batch_size,
+                    "optimizer": f"{recipe.optimizer.name} {dict(recipe.optimizer.kwargs).get('lr', '')}",
+                    "steps": f"{recipe.steps:,}" if recipe.stop is None else f"up to {recipe.steps:,}",
+                    "training, each": duration(cost.training),
+                    "measuring, each": duration(cost.measuring),
+                    "memory": f"{cost.memory / 2**30:.1f} GiB",
+                }
+            )
+    print_table(Table.of(rows))
+
+
+def _predicted(study: "Study", device: str) -> "dict[str, Cost]":
+    from landscope import study as studies
+    from landscope.prediction import predict
+
+    with progress("Timing a few steps …") as say:
+
+        def on_group(done: int, groups: int) -> None:
+            say(f"Timing a few steps: {done + 1} of {groups} kinds of run …")
+
+        return predict(studies.expected(study), study.experiment.measures, study.root, device, on_group)
+
+
+@contextmanager
+def progress(text: str = "") -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done, on the terminal alone; inside, call what it gives to change the line."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(plain(text))) as status:
+        yield lambda new: status.update(Text(plain(new)))
+
+
+# --- run -----------------------------------------------------------------------------------------------------------
+
+
+def execute(study: "Study", jobs: int, device: str) -> "Outcome":
+    """Do what is left of a study, with a progress bar and the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from landscope import study as studies
+    from landscope.sweep import Event, sweep
+
+    tasks = studies.tasks(study, device=device)
+    todo = [task for task in tasks if not studies.is_finished(study, task)]
+    if todo:
+        costs = {name: cost.seconds for name, cost in _predicted(study, device).items()}
+        tasks = studies.tasks(study, costs, device)
+    began, console = time.monotonic(), Console(stderr=True, highlight=False)
+    columns = (BarColumn(), TextColumn("{task.completed:.0%}"), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, disable=not todo) as bar:
+        shown = bar.add_task(f"{len(tasks)} runs", total=1.0)
+        said = began
+
+        def on_event(event: Event) -> None:
+            nonlocal said
+            share = event.cost_done / event.cost_total if event.cost_total else 1.0
+            spent = time.monotonic() - began
+            left = _time_left(spent, event.cost_done, event.cost_total, jobs)
+            text = f"{event.done} of {event.total} runs, {duration(spent)} so far, {left}"
+            bar.update(shown, completed=share, description=text)
+            if not console.is_terminal and time.monotonic() - said > 15:  # a log gets a line now and then
+                said = time.monotonic()
+                print(text, flush=True)
+
+        return sweep(
+            tasks,
+            "landscope.engine:work",
+            root=study.root,
+            jobs=jobs,
+            finished=lambda task: studies.is_finished(study, task),
+            on_event=on_event,
+        )
+
+
+def _time_left(spent: float, done: float, total: float, jobs: int) -> str:
+    """By the prediction at first, and more and more by the speed seen since."""
+    if total <= done:
+        return "finishing"
+    predicted = (total - done) / jobs
+    trust = min(1.0, done / (0.2 * total))
+    seen = spent * (total - done) / done if done > 0 else predicted
+    return f"about {duration(max(1.0, trust * seen + (1 - trust) * predicted))} left"
+
+
+# --- verdicts ------------------------------------------------------------------------------------------------------
+
+
+def print_verdicts(report: "Report") -> None:
+    """The verdict table: claims down, the published protocol and its controls across."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from landscope.stats import shown
+
+    console = _console()
+    for positive in (False, True):
+        verdicts = [v for v in report.verdicts if v.claim.positive is positive]
+        protocols = list(dict.fromkeys(v.protocol for v in verdicts))
+        if not verdicts:
+            continue
+        table = Table(box=box.SIMPLE_HEAD, show_lines=True)
+        table.add_column("Positive controls" if positive else "Claim", ratio=2)
+        for protocol in protocols:
+            table.add_column(Text(plain(protocol)), ratio=1)
+        for text in dict.fromkeys(v.claim.text for v in verdicts):
+            mine = {v.protocol: v for v in verdicts if v.claim.text == text}
+            claim = next(iter(mine.values())).claim
+            paper = f"\npaper: {shown(claim, claim.paper.value)} (n = {claim.paper.n})" if claim.paper else ""
+            cells = [_verdict_text(mine[p]) if p in mine else Text("") for p in protocols]
+            table.add_row(Text(plain(text) + paper), *cells)
+        console.print(table)
+    missing = sum(counts.get("missing", 0) for counts in report.counts.values())
+    if missing:
+        console.print(f"{missing} runs are not finished: the same `landscope run` goes on with them.")
+
+
+def _verdict_text(verdict: Any) -> Any:
+    from rich.text import Text
+
+    from landscope.stats import shown, shown_interval
+
+    text = Text(f"{MARKS.get(verdict.word, '·')} {verdict.word}", style=STYLES.get(verdict.word, "dim"))
+    if verdict.effect is not None:
+        low, high = verdict.holm_low, verdict.holm_high
+        if low is None or high is None:
+            low, high = verdict.low, verdict.high
+        text.append(f"\n{shown(verdict.claim, verdict.effect)}", style="bold")
+        if low is not None and high is not None:
+            text.append(f"\n{shown_interval(verdict.claim, low, high)}", style="not bold dim")
+        text.append(f"\nn = {verdict.n}", style="not bold dim")
+    return text
