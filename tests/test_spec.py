@@ -571,3 +571,17 @@ def test_planned_lists_shared_recipes_under_each_protocol():
 
 def test_equal_states_are_one_in_a_set():
     assert len({at(RECIPE, 1), at(key(RECIPE), 1), At(RECIPE, 1)}) == 1
+
+
+def test_a_data_source_read_from_a_store_imports_nothing_foreign(tmp_path, monkeypatch):
+    from landscope.data import Source, find
+
+    (tmp_path / "canary.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("digits", "mnist1d"):
+        value = find(name, tmp_path).to_json()
+        assert Source.from_json(value).to_json() == value
+    for target in ("canary.boom", "os.system", "landscope.dataset.x", "landscope.data.os.system"):
+        with pytest.raises(ValueError, match="not a data source"):
+            Source.from_json(value | {"call": value["call"] | {"call": target}})
+    assert not (tmp_path / "ran").exists()

@@ -94,9 +94,12 @@ class Source:
         """The source that `to_json` was given."""
         try:
             read = from_canonical(value["call"])
+            # A store may come from elsewhere: what it names must not run, imported or reached through a module.
+            if read.target.rpartition(".")[0] not in (__name__, mnist1d.__module__):
+                raise ValueError(f"not a data source of Landscope's: {read.target!r}")
             bound = call(resolve(read.target), **dict(read.kwargs))  # JSON does not tell 1.0 from 1, annotations do
             return cls(**(dict(value) | {"call": bound, "shape": tuple(value["shape"])}))
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a data source of Landscope's: {error}") from error
 
     def __repr__(self) -> str:

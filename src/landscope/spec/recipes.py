@@ -71,8 +71,9 @@ class Cell:
 def from_canonical(value: Any) -> Any:
     """The Recipe, Cell, Call or plain value that `canonical` made ``value`` from (`At` holds the run's key).
 
-    Reading imports nothing. A Call that was read from a file is for comparing and showing, never for calling: the
-    file may come from elsewhere, and calling would import and run whatever it names.
+    Reading imports nothing. A Call that was read from a file is for comparing and showing: the file may come from
+    elsewhere, and calling imports and runs whatever it names. It may be called only where a recipe of our own process
+    led to it by key, which `store.read_spec` checks.
 
     Raises:
         ValueError: for JSON that `canonical` cannot have made.
