@@ -517,6 +517,25 @@ def test_censored_runs_leave_their_pair_out_until_they_are_many():
     assert "20% of the runs with arm = b never reach" in found.reason
 
 
+def test_claims_that_cannot_be_tested_still_count_in_the_family():
+    rows = pairs(CLEAR, [0.0] * 10).rows()
+    table = Table.of([r | {"z": r["y"]} for r in rows])
+    other = Claim("z", call(log_ratio, value="z", over="arm", numerator="a", denominator="b"), "greater")
+    few = Claim("few", call(difference, value="z", over="arm", first="a", second="b", given=(("z", 0.0),)), "greater")
+    found = judge([claim(), other], {"end": table}, 10)
+    assert [v.word for v in found] == ["supported", "not testable"]
+    assert found[0].p is not None
+    assert found[0].p_adjusted == pytest.approx(2 * found[0].p)
+    # Seeds left out by a condition may leave too few; the p value they would have is no step for others.
+    table = Table.of(
+        [r | {"z": (r["arm"] == "a") * (1 + 1e-6 * r["seed"]) if r["seed"] < 5 else -1.0} for r in table.rows()]
+    )
+    found = judge([claim(), few], {"end": table}, 10)
+    assert [v.word for v in found] == ["supported", "descriptive"]
+    assert found[0].p is not None
+    assert found[0].p_adjusted == pytest.approx(2 * found[0].p)
+
+
 def test_all_of_needs_every_part():
     good, bad, unclear = CLEAR, [-v for v in CLEAR], [v - 1 for v in CLEAR]
     table = Table.of(
