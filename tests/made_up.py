@@ -1,5 +1,6 @@
 """A made-up experiment whose numbers look like a real one's: what the tests of figures and reports share."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -32,14 +33,16 @@ def grid(scale: str, data: Any, seeds: Any) -> tuple[Any, ...]:
     return ()
 
 
-def draw(table: Table, scale: str) -> tuple[Figure, ...]:
+def draw(results: Table, histories: Table) -> tuple[Figure, ...]:
     """No figures of its own: see `drawn`."""
     return ()
 
 
-def claims() -> tuple[Claim, ...]:
+def claims(scale: str = "laptop", data: Any = None) -> tuple[Claim, ...]:
+    """What is claimed of the protocols."""
     flat = call(stats.log_ratio, value="top_eigenvalue", over="batch_size", numerator=512, denominator=8)
     better = call(stats.difference, value="test_accuracy", over="batch_size", first=8, second=512)
+    fragile = call(stats.log_ratio, value="perturbed_loss", over="batch_size", numerator=512, denominator=8)
     falls = call(stats.trend, value="test_accuracy", over="batch_size")
     return (
         Claim(
@@ -63,7 +66,25 @@ def claims() -> tuple[Claim, ...]:
             expectation="Supported as published.",
         ),
         Claim("Test accuracy falls with batch size", falls, "trend_down", unit="tau", expectation="Probably."),
+        Claim(
+            "Large-batch solutions lose more when their weights are perturbed",
+            fragile,
+            "greater",
+            smallest=math.log(1.25),
+            reason="A quarter more is what two measurements of one network differ by.",
+            unit="ratio",
+            paper=Published(math.log(2.21), 1, "figure 4, sigma = 0.002: 52.3 % of the base loss against 23.6 %"),
+        ),
     )
+
+
+POSITIVE = Claim(
+    "Twice the learning rate halves the steps to a loss of 0.01",
+    call(stats.log_ratio, value="steps_made", over="batch_size", numerator=512, denominator=8),
+    "less",
+    unit="ratio",
+    positive=True,
+)
 
 
 def experiment(**changed: Any) -> Experiment:
@@ -74,11 +95,12 @@ def experiment(**changed: Any) -> Experiment:
         ),
         "title": "Do small batches find flatter minima that generalize better?",
         "summary": "One network is trained with four batch sizes and ten seeds; sharpness and accuracy are compared.",
-        "runs": {name: Protocol(grid, HOLDS[name]) for name in PROTOCOLS},
+        "runs": {name: Protocol(grid, HOLDS[name]) for name in PROTOCOLS}
+        | {"positive control": Protocol(grid, "Nothing but the learning rate differs.", positive=True)},
         "seeds": {"laptop": 10},
         "data": {"laptop": "digits"},
         "measures": (),
-        "claims": claims(),
+        "claims": claims,
         "figures": draw,
         "deviations": (
             "Network: the paper trains a convolutional network with 815,018 parameters; this scale a small MLP.",
@@ -113,6 +135,7 @@ def tables(seeds: int = 10) -> dict[str, Table]:
                         "optimizer.lr": 0.005 * (size / 8) ** rate,
                         "train_loss": 0.009 * (size / 8) ** loss * math.exp(random.normal(0, 0.03)),
                         "top_eigenvalue": 0.7 * (size / 8) ** sharp * math.exp(level + random.normal(0, 0.25)),
+                        "perturbed_loss": 0.02 * (size / 8) ** (sharp / 2) * math.exp(random.normal(0, 0.4)),
                         "test_accuracy": 0.975 - lost * doublings / 2 + random.normal(0, 0.003),
                     }
                 )
@@ -168,6 +191,8 @@ def report(seeds: int = 10, **changed: Any) -> Report:
     """The report on it; ``changed`` replaces fields."""
     results = tables(seeds)
     judged = stats.judge(claims(), results, seeds)
+    known = stats.judge((POSITIVE,), {"positive control": results["published"]}, seeds)
+    judged += [dataclasses.replace(v, control=v.protocol) for v in known]
     given: dict[str, Any] = {
         "name": "johannsen2026_batch_size",
         "experiment": experiment(),

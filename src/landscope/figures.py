@@ -35,7 +35,7 @@ class Slot:
 
     light: str
     dark: str
-    dash: tuple[float, ...]
+    dash: tuple[Number, ...]
     marker: str
 
 
@@ -363,8 +363,9 @@ def mean_interval(
         from scipy.special import stdtrit
 
         half = stdtrit(n - 1, 0.5 + confidence / 2) * kept.std(axis=0, ddof=1) / math.sqrt(n)
-    ends = (np.asarray(mean), np.asarray(mean - half), np.asarray(mean + half))
-    return tuple(np.exp(e) for e in ends) if log else ends  # type: ignore[return-value]
+    ends = (mean, mean - half, mean + half)
+    shown = [np.asarray(np.exp(end) if log else end) for end in ends]
+    return shown[0], shown[1], shown[2]
 
 
 def curves(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WIDTHS = (3.25, 6.75)  # inches: one and two columns of a paper
 MARKS = 8  # markers along a line without points of its own
 BAND = 0.16  # opacity
+FEW = 2.2  # decades of a log axis up to which 2 and 5 are marked, too
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,14 @@ def ordered(panel: Panel) -> list[Series]:
 def legend(figure: Figure) -> list[tuple[str, int, str]]:
     """The legend entries ``(text, slot, mode)`` in order: one for each group over all panels.
 
-    A group looks as its first series that is not faint.
+    A group looks as its first series that is not faint; the mode is ``"band"`` for a band without a line.
     """
     entries: dict[str, tuple[str, int, str]] = {}
     for faint in (False, True):
         for series in (s for panel in figure.panels for s in panel.series if s.faint == faint):
-            entries.setdefault(series.legend, (series.legend, series.slot, series.mode))
+            empty = not np.any(np.isfinite(series.x) & np.isfinite(series.y))
+            mode = "band" if bands(series) and empty else series.mode
+            entries.setdefault(series.legend, (series.legend, series.slot, mode))
     order = list(dict.fromkeys(s.legend for panel in figure.panels for s in panel.series))
     return [entries[name] for name in order]
 
@@ -221,8 +224,9 @@ def _plotly_axis(axis: Axis, limits: tuple[float, float], colours: Theme, width:
     if axis.ticks is not None:
         texts = ["<br>".join(escaped(line) for line in _wrapped(text, 16, 3)) for text in axis.ticks[1]]
         drawn |= {"tickmode": "array", "tickvals": list(axis.ticks[0]), "ticktext": texts}
-    elif axis.log and math.log10(limits[1] / limits[0]) > 1.5:
-        drawn |= {"dtick": max(1, math.ceil(math.log10(limits[1] / limits[0]) / 6))}
+    elif axis.log:
+        decades = math.log10(limits[1] / limits[0])
+        drawn |= {"dtick": math.ceil(decades / 6)} if decades > FEW else {"dtick": "D2"} if decades > 0.7 else {}
     return drawn
 
 
@@ -287,7 +291,7 @@ def _settings(salt: str) -> dict[str, Any]:
     }
 
 
-def matplotlib_figure(figure: Figure, theme: str = "light", width: float = 6.75) -> "Canvas":
+def matplotlib_figure(figure: Figure, theme: str = "light", width: float | int = 6.75) -> "Canvas":
     """The figure as a Matplotlib figure, without pyplot. To save it as the files of a paper use `pdf`, `png`, `svg`.
 
     Args:
@@ -310,7 +314,7 @@ def _context(figure: Figure) -> Any:
     return matplotlib.rc_context(ours)
 
 
-def _canvas(figure: Figure, theme: str, width: float) -> "Canvas":
+def _canvas(figure: Figure, theme: str, width: float | int) -> "Canvas":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -333,7 +337,7 @@ def _canvas(figure: Figure, theme: str, width: float) -> "Canvas":
     return canvas
 
 
-def _panel(axes: "Axes", panel: Panel, theme: str, width: float, titled: bool) -> None:
+def _panel(axes: "Axes", panel: Panel, theme: str, width: float | int, titled: bool) -> None:
     colours = theme_of(theme)
     axes.set_facecolor(colours.paper)
     if titled:
@@ -385,20 +389,17 @@ def _draw(axes: "Axes", series: Series, theme: str, i: int) -> None:
 
 def _legend(canvas: "Canvas", entries: Sequence[tuple[str, int, str]], theme: str, columns: int) -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=colour(number, theme),
-            linestyle="none" if mode == "points" else (0, slot(number).dash) if slot(number).dash else "solid",
-            marker="none" if number == REFERENCE and mode == "line" else _MARKERS[slot(number).marker],
-            markersize=4.5,
-            markeredgewidth=0,
-            label=_printable(_cut(text, 40)),
-        )
-        for text, number, mode in entries
-    ]
+    handles: list[Any] = []
+    for _, number, mode in entries:
+        paint, look = colour(number, theme), slot(number)
+        if mode == "band":
+            handles.append(Patch(facecolor=paint, alpha=BAND, linewidth=0))
+            continue
+        line = "none" if mode == "points" else (0, look.dash) if look.dash else "solid"
+        marker = "none" if number == REFERENCE and mode == "line" else _MARKERS[look.marker]
+        handles.append(Line2D([], [], color=paint, linestyle=line, marker=marker, markersize=4.5, markeredgewidth=0))
     # A label that starts with an underscore is hidden unless it is given beside its handle.
     labels = [_printable(_cut(text, 40)) for text, _, _ in entries]
     canvas.legend(
@@ -420,7 +421,7 @@ def _ticks(axis: Any, of: Axis, limits: tuple[float, float], room: int) -> None:
         axis.set_major_formatter(FixedFormatter(texts))
         axis.set_minor_locator(FixedLocator([]))
     elif of.log:
-        wide = math.log10(limits[1] / limits[0]) > 1.5
+        wide = math.log10(limits[1] / limits[0]) > FEW
         axis.set_major_locator(LogLocator(numticks=7) if wide else LogLocator(subs=(1, 2, 5), numticks=9))
         axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
         axis.set_minor_formatter(NullFormatter())
@@ -428,7 +429,7 @@ def _ticks(axis: Any, of: Axis, limits: tuple[float, float], room: int) -> None:
         axis.set_major_locator(MaxNLocator(5))
 
 
-def _power(value: float) -> str:
+def _power(value: float | int) -> str:
     """A tick of a log axis: plain where that is short, else a power of ten.
 
     >>> _power(100.0), _power(2e-7)
@@ -467,7 +468,7 @@ def _printable(text: str) -> str:
     return "".join(c if ord(c) in _glyphs() else "\ufffd" for c in text)
 
 
-def svg(figure: Figure, theme: str = "light", width: float = 6.75) -> str:
+def svg(figure: Figure, theme: str = "light", width: float | int = 6.75) -> str:
     """The figure as an ``<svg>`` element to stand in HTML: text as text, every id prefixed by the figure's name.
 
     It has no XML header, no metadata, no fixed size; it scales with the page.
@@ -493,17 +494,17 @@ def _own_ids(tag: str, prefix: str) -> str:
     return re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}", tag)
 
 
-def pdf(figure: Figure, width: float = 6.75, theme: str = "light") -> bytes:
+def pdf(figure: Figure, width: float | int = 6.75, theme: str = "light") -> bytes:
     """The figure as a PDF with embedded TrueType fonts and no date in it."""
     return _saved(figure, theme, width, "pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
 
 
-def png(figure: Figure, width: float = 6.75, theme: str = "light", dpi: int = 300) -> bytes:
+def png(figure: Figure, width: float | int = 6.75, theme: str = "light", dpi: int = 300) -> bytes:
     """The figure as a PNG."""
     return _saved(figure, theme, width, "png", dpi=dpi, metadata={"Software": None})
 
 
-def _saved(figure: Figure, theme: str, width: float, form: str, **options: Any) -> bytes:
+def _saved(figure: Figure, theme: str, width: float | int, form: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with _context(figure):
         _canvas(figure, theme, width).savefig(buffer, format=form, **options)

@@ -319,7 +319,9 @@ def to_html(report: Report) -> str:
         report=report,
         experiment=report.experiment,
         published=next(iter(report.experiment.runs), "published"),
-        controls=list(dict.fromkeys(v.control for v in report.verdicts if v.control is not None)),
+        controls=list(
+            dict.fromkeys(v.control for v in report.verdicts if v.control is not None and not v.claim.positive)
+        ),
         cards=cards,
         headline=headline(report.verdicts),
         held=held,
@@ -331,23 +333,36 @@ def to_html(report: Report) -> str:
 
 def headline(verdicts: Sequence[Verdict]) -> str:
     """The answer in two sentences: what holds as published, and what survives the controls."""
+    known = [v for v in verdicts if v.claim.positive]
+    verdicts = [v for v in verdicts if not v.claim.positive]
     published = [v for v in verdicts if v.control is None]
+    if known:
+        found = "found" if all(v.word == "supported" for v in known) else "not found"
+        return f"{headline(verdicts)} The positive control is {found}."
     words = [v.word for v in published]
     counts = [(words.count(w), w) for w in dict.fromkeys(words)]
     if not published:
         return "Nothing has been judged yet."
-    total = f"{len(published)} claim{'s' * (len(published) != 1)}"
-    said = f"Of {total} under the paper’s own protocol, {_listed([f'{n} {_is(n)} {w}' for n, w in counts])}."
+    total = len(published)
+    if len(counts) == 1:
+        all_of = "The claim is" if total == 1 else f"All {total} claims are"
+        said = f"{all_of} {words[0]} under the paper’s own protocol"
+    else:
+        parts = [f"{n} {_is(n)} {word}" for n, word in counts]
+        said = f"Of {total} claims, {_listed(parts)} under the paper’s own protocol"
     held = [v.claim.text for v in published if v.word == "supported"]
     controls = {v.control for v in verdicts if v.control is not None}
     if not held or not controls:
-        return said
+        return f"{said}."
     kept = sum(all(v.word == "supported" for v in verdicts if v.claim.text == text) for text in held)
+    every = "the control" if len(controls) == 1 else f"all {len(controls)} controls"
     if len(held) == 1:
-        fate = "survives every control" if kept else "does not survive every control"
-        return f"{said} The supported claim {fate}."
-    fate = f"{kept} survive" + "s" * (kept == 1) if kept else "none survives"
-    return f"{said} Of the {len(held)} supported ones, {fate} all {len(controls)} controls."
+        one = "it" if total == 1 else "the supported one"
+        return f"{said}; {one} {'survives' if kept else 'does not survive'} {every}."
+    fate = "none of them survives" if not kept else "all of them survive" if kept == len(held) else None
+    return (
+        f"{said}; {fate or f'{kept} of the {len(held)} supported ' + ('survives' if kept == 1 else 'survive')} {every}."
+    )
 
 
 def _is(n: int) -> str:
@@ -481,6 +496,8 @@ def _page(template: str, drawn: Sequence[Figure], **values: Any) -> str:
         shown_interval=shown_interval,
         cell=_cell,
         bar=_bar,
+        compact=compact,
+        paper=_paper,
     )
 
 
@@ -564,6 +581,24 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}".replace("-", "−")
     return str(value)
+
+
+def compact(value: float | int) -> str:
+    """A number in three significant digits without an exponent where that is readable.
+
+    >>> compact(12000.0), compact(0.000625), compact(9.77e-6)
+    ('12,000', '0.000625', '9.77e-06')
+    """
+    return f"{float(f'{value:.3g}'):,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def _paper(claim: Claim) -> str:
+    """The paper's number in as many digits as it was given with: it is a quotation, not an estimate."""
+    if claim.paper is None:
+        return ""
+    if claim.unit == "ratio" and abs(claim.paper.value) < math.log(1e4):
+        return f"×{math.exp(claim.paper.value):.4g}"
+    return shown(claim, claim.paper.value)
 
 
 def _bar(held: Held, which: int) -> int:

@@ -50,8 +50,9 @@
         if (cls === "stroke" && (entry.slot > 4 || entry.slot < 0)) made.setAttribute("stroke-dasharray", dashes[entry.slot] || "9 3");
         look.append(made);
       };
-      if (entry.mode !== "points") part("M2 7h34", "stroke");
-      if (entry.slot >= 0 || entry.mode === "points") part(shapes[entry.marker] || shapes.circle, "fill");
+      if (entry.mode === "band") part("M6 1h26v12h-26z", "fill band");
+      else if (entry.mode !== "points") part("M2 7h34", "stroke");
+      if (entry.mode !== "band" && (entry.slot >= 0 || entry.mode === "points")) part(shapes[entry.marker] || shapes.circle, "fill");
       button.append(look, element("span", {}, entry.name));
       button.addEventListener("click", () => {
         const on = button.getAttribute("aria-pressed") !== "true";
@@ -81,15 +82,19 @@
     try {
       place.hidden = false;
       place.replaceChildren(grid);
-      for (const panel of figure.panels) {
+      const boxes = figure.panels.map((panel) => {
         const box = element("div", { class: "panel" });
         if (figure.panels.length > 1) box.append(element("p", { class: "panel-title" }, panel.title));
         const plot = element("div", { class: "plot", role: "img", "aria-label": holder.getAttribute("aria-label") });
         box.append(plot);
         grid.append(box);
+        return plot;
+      });
+      // All boxes stand before the first is drawn: each takes the width that it will keep.
+      for (const [i, panel] of figure.panels.entries()) {
         const layout = Object.assign(recoloured(panel.layout), coarse.matches ? { dragmode: false } : {});
-        await Plotly.newPlot(plot, recoloured(panel.data), layout, { displayModeBar: false, responsive: true });
-        plots.push(plot);
+        await Plotly.newPlot(boxes[i], recoloured(panel.data), layout, { displayModeBar: false, responsive: true });
+        plots.push(boxes[i]);
       }
       if (figure.legend.length > 1) place.append(legendOf(name, figure, plots));
       holder.classList.add("live");
