@@ -61,7 +61,8 @@ def finished(root: Path, recipe: Recipe) -> bool:
 def work(payload: Mapping[str, Any], root: str, control: Control) -> dict[str, Any]:
     index, folder = payload["index"], Path(root)
     _log(payload, index)
-    _misbehave(payload.get("fault", "none"), index, folder)
+    if index == payload.get("at", 3):
+        _misbehave(payload.get("fault", "none"), folder)
     own = recipe(index)
     run = store.write_spec(folder, own)
     done, weights = 0, np.zeros(50)
@@ -92,9 +93,7 @@ def _log(payload: Mapping[str, Any], index: int) -> None:
             file.write(f"{index}\n")
 
 
-def _misbehave(fault: str, index: int, root: Path) -> None:
-    if index != 3 or fault == "none":
-        return
+def _misbehave(fault: str, root: Path) -> None:
     if fault == "segfault":
         ctypes.string_at(0)
     elif fault == "exit":

@@ -67,7 +67,8 @@ def writable(root: Path) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"the store {root} cannot be written to ({error.strerror}): choose another folder with --runs; "
+            f"the store {root} cannot be written to ({os.strerror(error.errno or 0)}): choose another folder with "
+            "--runs; "
             "reading it (status, report, sql, export) needs no writing",
         ) from error
 

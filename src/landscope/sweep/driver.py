@@ -310,6 +310,7 @@ class _Driver:
         task = worker.task
         if "ready" in message:
             worker.ready, self.stillborn = True, 0
+            worker.since = time.monotonic()  # imports are no part of the task
         elif task is None:
             pass
         elif "report" in message:

@@ -77,10 +77,15 @@ def serve(hear: int, say: int, driver: int) -> None:
         os._exit(0)  # the driver is gone
 
     threading.Thread(target=listen, daemon=True).start()
-    control._say({"ready": os.getpid()})
+    ready = False
     while not control.stopping:
         message = given.get()
         if message is not None:
+            if not ready:
+                ready = True
+                with suppress(Exception):  # the task says what is wrong with it
+                    importlib.import_module(message["work"].partition(":")[0])
+                control._say({"ready": os.getpid()})
             control._say(_done(message, control) | {"leaving": control.stopping})
             if os.getpid() != control._pid:  # work has forked, and this is the other one
                 break
