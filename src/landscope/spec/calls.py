@@ -35,9 +35,12 @@ class Call:
 
     def bind(self, **replaced: Any) -> Callable[..., Any]:
         """The target with its settings; ``replaced`` stands in for those that only the engine can provide."""
-        function = resolve(self.target)
-        off = dict.fromkeys(_settable(function)) if self.target.startswith(OURS) else {}
-        return functools.partial(function, **(off | dict(self.kwargs) | replaced))
+        function, settings = resolve(self.target), dict(self.kwargs)
+        if self.target.startswith(OURS):  # what is off, and numbers as annotated: 1.0 may have been read back as 1
+            hints = _hints(function)
+            typed = {n: _coerced(v, hints.get(n), f"{self.target}({n})", True) for n, v in settings.items()}
+            settings = dict.fromkeys(_settable(function)) | typed
+        return functools.partial(function, **(settings | replaced))
 
     def __call__(self, *args: Any) -> Any:
         """Call the target with its settings."""
@@ -57,7 +60,7 @@ class Call:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.kwargs)})"
 
 
-def call(function: Callable[..., Any], **kwargs: Any) -> Call:
+def call(function: Callable[..., Any], /, **kwargs: Any) -> Call:
     """Bind settings to a function now, so that a misspelt one fails here and not an hour later.
 
     Landscope's own functions have their defaults filled in, so that a changed default is a changed key; settings that

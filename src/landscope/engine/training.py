@@ -1,0 +1,237 @@
+"""Training a run of the store: begun, resumed, observed, finished."""
+
+import functools
+import importlib.metadata
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import landscope.store as store
+from landscope.data import Data
+from landscope.spec import At, Call, Recipe, Step
+from landscope.train import CHECK_DIVERGENCE, Training, advance, begin, checkpoint, evaluate, restore, state_of
+from landscope.types import Batches
+
+CHECKPOINT_SECONDS = 120.0  # between mid-run checkpoints; it decides nothing about the results
+CURVE_POINTS_PER_DECADE = 8
+EVALUATION_NUMBERS = 2**20  # input numbers in an evaluation batch, which bounds its memory
+
+
+class Control(Protocol):
+    """What a sweep gives its workers: a way to say how far they are, and the question whether to stop."""
+
+    def report(self, status: Mapping[str, Any], /) -> None:
+        """Say how far the task is: ``{"fraction": 0…1}``."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the sweep has been asked to stop: then checkpoint and return."""
+        ...
+
+
+class Interrupted(Exception):
+    """The sweep asked to stop; what was done so far is in the store."""
+
+
+def train_run(
+    recipe: Recipe, steps: Sequence[Step], root: Path, device: torch.device, control: Control
+) -> dict[str, Any]:
+    """Train a run, keeping its state at the steps named, unless the store has them; returns the run's record.
+
+    Raises:
+        Interrupted: where the control asked to stop; the checkpoint is in the store.
+    """
+    run = store.write_spec(root, recipe)
+    record = store.run_record(root, run)
+    if record is not None and _kept(root, run, record, steps):
+        return record
+    started = time.perf_counter()
+    training = begin(recipe, load_data(recipe, root), device=device, start=start_state(recipe, root))
+    rows: list[dict[str, Any]] = []
+    kept: dict[int, dict[str, Tensor]] = {}
+    _resume(training, rows, kept, root, run, device)
+    # A run that is done again because a state is missing keeps the states that it had, too.
+    wanted = [*steps, *(record["states"] if record else ())]
+    observe = _observer(training, rows, kept, wanted)
+    saved = time.perf_counter()
+    for _ in advance(training):
+        observe()
+        if training.step % CHECK_DIVERGENCE == 0 and training.status == "running":
+            control.report({"fraction": training.step / max(recipe.steps, 1)})
+            if control.stopping or time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                _save(training, rows, kept, root, run)
+                saved = time.perf_counter()
+                if control.stopping:
+                    raise Interrupted
+    seconds = time.perf_counter() - started
+    store.finish_run(
+        root,
+        run,
+        record={
+            "status": training.status,
+            "steps": training.step,
+            "gradient_evaluations": training.gradient_evaluations,
+            **({"reason": training.reason} if training.reason else {}),
+        },
+        history=rows,
+        states=kept if training.status == "done" else {},
+        environment=environment() | {"training_seconds": round(seconds, 3), "device": str(device)},
+    )
+    finished_record = store.run_record(root, run)
+    if finished_record is None:
+        raise RuntimeError(f"the record of {run} in {root} cannot be read back: is the disk failing?")
+    return finished_record
+
+
+def _kept(root: Path, run: str, record: Mapping[str, Any], steps: Sequence[Step]) -> bool:
+    """Whether a finished run has the states that are asked for (or can have none), all of them readable."""
+    if record["status"] == "diverged":
+        return True
+    try:
+        history = store.history(root, run)
+        numbers = [store.resolve_step(step, record, history) for step in steps]
+        wanted = {number for number in numbers if number is not None}
+        if not wanted <= set(record["states"]):
+            return False
+        for step in sorted(wanted)[:1]:  # the states are one file, verified whole
+            store.load_state(root, run, step)
+    except store.Damaged:
+        return False
+    return True
+
+
+def _observer(
+    training: Training, rows: list[dict[str, Any]], kept: dict[int, dict[str, Tensor]], wanted: Sequence[Step]
+) -> Callable[[], None]:
+    """A function that, called after every step, records the learning curve and keeps the states that are wanted.
+
+    The stopping rule's checks are recorded where the training loss is lower than at every check before: that is
+    enough to say at which check it first was below any level.
+    """
+    recipe = training.recipe
+    every = recipe.stop["every"] if recipe.stop else 1
+    curve = curve_steps(recipe.steps, every)
+    numbers = {0 if step == "start" else step for step in wanted if isinstance(step, int) or step == "start"}
+    levels = {step[2] for step in wanted if isinstance(step, tuple)}
+    lowest = min((row["train_loss"] for row in rows if "train_loss" in row), default=math.inf)
+
+    def observe() -> None:
+        nonlocal lowest
+        done, checked, row = training.status == "done", training.train_loss, None
+        if training.step in curve or done:
+            row = _curve_row(training)
+            checked = row["train_loss"]
+        elif checked is not None and checked < lowest:
+            row = {"step": training.step, "train_loss": checked, "gradient_evaluations": training.gradient_evaluations}
+        if row is not None and (not rows or rows[-1]["step"] < training.step):
+            rows.append(row)
+        crossed = checked is not None and any(checked < level <= lowest for level in levels)
+        if crossed or training.step in numbers or (done and "end" in wanted):
+            kept.setdefault(training.step, state_of(training.model))
+        if checked is not None:
+            lowest = min(lowest, checked)
+
+    return observe
+
+
+def curve_steps(steps: int, every: int) -> set[int]:
+    """Steps at equal ratios, the first and the last among them, as multiples of the stopping rule's interval."""
+    count = math.ceil(CURVE_POINTS_PER_DECADE * math.log10(max(steps, 1))) + 1
+    spaced = (10 ** (i / CURVE_POINTS_PER_DECADE) for i in range(count))
+    return {0, steps} | {min(steps, math.ceil(x / every) * every) for x in spaced}
+
+
+def _curve_row(training: Training) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": training.step, "gradient_evaluations": training.gradient_evaluations}
+    for name in ("train", "valid", "test"):
+        batches: Batches | None = getattr(training.data, name)
+        if batches is not None:
+            score = evaluate(training.model, training.loss, batches)
+            row |= {f"{name}_{kind}": value for kind, value in score.items()}
+    return row
+
+
+def _save(training: Training, rows: list[Any], kept: Mapping[int, Mapping[str, Tensor]], root: Path, run: str) -> None:
+    tensors, meta = checkpoint(training)
+    tensors |= {f"kept/{step}/{name}": t for step, state in kept.items() for name, t in state.items()}
+    store.save_partial(root, run, tensors, meta | {"rows": rows})
+
+
+def _resume(
+    training: Training,
+    rows: list[dict[str, Any]],
+    kept: dict[int, dict[str, Tensor]],
+    root: Path,
+    run: str,
+    device: torch.device,
+) -> None:
+    partial = store.load_partial(root, run)
+    if partial is None:
+        return
+    tensors, meta = partial
+    for name in [name for name in tensors if name.startswith("kept/")]:
+        _, step, inner = name.split("/", 2)
+        kept.setdefault(int(step), {})[inner] = tensors.pop(name)
+    restore(training, {name: t.to(device) for name, t in tensors.items()}, meta)
+    rows.extend(meta["rows"])
+
+
+def start_state(recipe: Recipe, root: Path) -> Mapping[str, Tensor] | None:
+    """The initial state that a recipe asks for, computed from the states of the runs that its settings name."""
+    if recipe.start is None:
+        return None
+    states = {name: load_at(value, root) for name, value in recipe.start.kwargs if isinstance(value, At)}
+    return recipe.start.bind(**states)()
+
+
+def load_at(state: At, root: Path) -> dict[str, Tensor]:
+    """The parameters and buffers at a step of a finished run.
+
+    Raises:
+        LookupError: where the run is not finished, or never came to the step.
+        store.Damaged: where the file is not what was written.
+    """
+    record = store.run_record(root, state.key)
+    if record is None:
+        raise LookupError(f"the run {state.key} is not finished in {root}: train it first")
+    step = store.resolve_step(state.step, record, store.history(root, state.key))
+    if step is None:
+        raise LookupError(f"the run {state.key} never came to the step {state.step!r}")
+    return store.load_state(root, state.key, step)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_data(data: Call, seed: int, root: Path) -> Data:
+    return sized(data(seed, root / ".cache"))
+
+
+def load_data(recipe: Recipe, root: Path) -> Data:
+    """A recipe's data sets."""
+    return _load_data(recipe.data, recipe.seed, root)
+
+
+def sized(data: Data) -> Data:
+    """The same data in evaluation batches whose size follows from the size of one input alone."""
+    size = max(64, min(4096, EVALUATION_NUMBERS // max(1, data.train.inputs[0].numel())))
+    train, valid, test = (b and Batches(b.inputs, b.targets, size) for b in (data.train, data.valid, data.test))
+    return replace(data, train=train, valid=valid, test=test)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record; nothing of it decides a result."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
+    return {
+        "landscope": importlib.metadata.version("landscope"),
+        "python": platform.python_version(),
+        **versions,
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
