@@ -93,7 +93,7 @@ def test_both_renderers_show_the_same_to_the_last_bit(panels):
     interactive = render.plotly_json(figure)
     static = render.matplotlib_figure(figure)
     assert len(interactive) == len(static.axes) == len(figure.panels)
-    for panel, shown, axes in zip(figure.panels, interactive, static.axes, strict=True):
+    for k, (panel, shown, axes) in enumerate(zip(figure.panels, interactive, static.axes, strict=True)):
         lines = {line.get_gid(): line for line in axes.lines}
         traces = iter(shown["data"])
         for i, series in enumerate(render.ordered(panel)):
@@ -101,25 +101,25 @@ def test_both_renderers_show_the_same_to_the_last_bit(panels):
             if outlines:
                 trace = next(traces)
                 assert trace["meta"] == "band"
-                patches = [p for p in axes.patches if p.get_gid() == f"band-{i}"]
+                patches = [p for p in axes.patches if str(p.get_gid()).startswith(f"panel-{k}-series-{i}-band-")]
                 assert len(patches) == len(outlines)
                 for (x, y), patch in zip(outlines, patches, strict=True):
                     np.testing.assert_array_equal(patch.get_path().vertices[: len(x)], np.column_stack([x, y]))
-                pieces = [unpacked(trace[k])[~np.isnan(unpacked(trace["x"]))] for k in "xy"]
+                pieces = [unpacked(trace[c])[~np.isnan(unpacked(trace["x"]))] for c in "xy"]
                 same(pieces[0], np.concatenate([x for x, _ in outlines]))
                 same(pieces[1], np.concatenate([y for _, y in outlines]))
             broken = render.bars(series)
             if broken is not None:
                 trace = next(traces)
-                for k, expected in zip("xy", broken, strict=True):
-                    same(unpacked(trace[k]), expected)
-                same(lines[f"bars-{i}"].get_xdata(orig=True), broken[0])
-                same(lines[f"bars-{i}"].get_ydata(orig=True), broken[1])
+                for c, expected in zip("xy", broken, strict=True):
+                    same(unpacked(trace[c]), expected)
+                same(lines[f"panel-{k}-series-{i}-bars"].get_xdata(orig=True), broken[0])
+                same(lines[f"panel-{k}-series-{i}-bars"].get_ydata(orig=True), broken[1])
             trace = next(traces)
             same(unpacked(trace["x"]), series.x)
             same(unpacked(trace["y"]), series.y)
-            same(lines[f"series-{i}"].get_xdata(orig=True), series.x)
-            same(lines[f"series-{i}"].get_ydata(orig=True), series.y)
+            same(lines[f"panel-{k}-series-{i}"].get_xdata(orig=True), series.x)
+            same(lines[f"panel-{k}-series-{i}"].get_ydata(orig=True), series.y)
         assert next(traces, None) is None
         for which, axis, limits in zip("xy", (panel.x, panel.y), panel.limits(), strict=True):
             plotly_axis = shown["layout"][which + "axis"]
@@ -160,8 +160,9 @@ def test_hostile_texts_are_drawn_as_texts(recwarn):
 
 def test_several_drawings_share_a_page():
     drawings = [render.svg(f, theme) for f in made_up.drawn(made_up.tables()) for theme in ("light", "dark")]
-    ids = [set(re.findall(r'\bid="([^"]+)"', d)) for d in drawings]
-    assert sum(map(len, ids)) == len(set().union(*ids))
+    listed = [re.findall(r'\bid="([^"]+)"', drawing) for drawing in drawings]
+    ids = [set(found) for found in listed]
+    assert sum(map(len, listed)) == len(set().union(*ids))
     for drawing, own in zip(drawings, ids, strict=True):
         used = set(re.findall(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)', drawing))
         assert {a or b for a, b in used} <= own

@@ -331,20 +331,21 @@ def _canvas(figure: Figure, theme: str, width: float | int) -> "Canvas":
     canvas = Canvas(figsize=(width, height), layout="constrained", facecolor=colours.paper)
     FigureCanvasAgg(canvas)
     for i, panel in enumerate(figure.panels):
-        _panel(canvas.add_subplot(rows, columns, i + 1), panel, theme, each, titled=len(figure.panels) > 1)
+        axes = canvas.add_subplot(rows, columns, i + 1)
+        _panel(axes, panel, theme, each, len(figure.panels) > 1, f"panel-{i}-")
     if lines:
         _legend(canvas, entries, theme, per_row)
     return canvas
 
 
-def _panel(axes: "Axes", panel: Panel, theme: str, width: float | int, titled: bool) -> None:
+def _panel(axes: "Axes", panel: Panel, theme: str, width: float | int, titled: bool, ids: str) -> None:
     colours = theme_of(theme)
     axes.set_facecolor(colours.paper)
     if titled:
         lines = _wrapped(panel.title, int(width * 15), 2)
         axes.set_title("\n".join(map(_printable, lines)), color=colours.ink, loc="left")
     for i, series in enumerate(ordered(panel)):
-        _draw(axes, series, theme, i)
+        _draw(axes, series, theme, f"{ids}series-{i}")
     limits = panel.limits()
     for which, axis, room in (("x", panel.x, int(width * 14)), ("y", panel.y, 32)):
         text = "\n".join(_printable(line) for line in _wrapped(axis.label, room, 3))
@@ -359,17 +360,17 @@ def _panel(axes: "Axes", panel: Panel, theme: str, width: float | int, titled: b
         axes.spines[side].set_color(colours.muted)
 
 
-def _draw(axes: "Axes", series: Series, theme: str, i: int) -> None:
+def _draw(axes: "Axes", series: Series, theme: str, name: str) -> None:
     from matplotlib.patches import Polygon
 
     paint, look = colour(series.slot, theme), slot(series.slot)
-    for x, y in bands(series):
+    for i, (x, y) in enumerate(bands(series)):
         outline = Polygon(np.column_stack([x, y]), closed=True, facecolor=paint, alpha=BAND, linewidth=0)
-        outline.set_gid(f"band-{i}")
+        outline.set_gid(f"{name}-band-{i}")
         axes.add_patch(outline)
     broken = bars(series)
     if broken is not None:
-        axes.plot(*broken, color=paint, linewidth=1.1, gid=f"bars-{i}")
+        axes.plot(*broken, color=paint, linewidth=1.1, gid=f"{name}-bars")
     points = series.mode != "line"
     marked = points or not (series.faint or series.slot == REFERENCE)
     axes.plot(
@@ -383,7 +384,7 @@ def _draw(axes: "Axes", series: Series, theme: str, i: int) -> None:
         markersize=(3 if series.faint else 4.5) if points else 3.5,
         markeredgewidth=0,
         markevery=1 if points else max(1, len(series.x) // MARKS),
-        gid=f"series-{i}",
+        gid=name,
     )
 
 
