@@ -83,7 +83,8 @@ def _kept_array(array: np.ndarray, name: str, long: dict[str, np.ndarray]) -> An
     return {"array": flat, "dtype": str(array.dtype), "shape": list(array.shape)}
 
 
-def _restored(value: Any, long: Mapping[str, np.ndarray]) -> Any:
+def restored(value: Any, long: Mapping[str, np.ndarray]) -> Any:
+    """A value out of the form of a cell's file."""
     if not isinstance(value, dict):
         return value
     if "long" in value:
@@ -92,7 +93,7 @@ def _restored(value: Any, long: Mapping[str, np.ndarray]) -> Any:
         return np.array(value["array"], dtype=value["dtype"]).reshape(value["shape"])
     plain = dict(value["estimate"])
     samples = plain.pop("samples")
-    return Estimate(**plain, samples=None if samples is None else _restored(samples, long))
+    return Estimate(**plain, samples=None if samples is None else restored(samples, long))
 
 
 def cell_files(root: Path, run: str) -> list[Path]:
@@ -152,5 +153,5 @@ def values(root: Path, run: str) -> dict[tuple[Any, str], dict[str, Any]]:
             else from_canonical(state["step"])
         )
         for name, part in content["values"].items():
-            found.setdefault((step, name), {n: _restored(v, long) for n, v in part["values"].items()})
+            found.setdefault((step, name), {n: restored(v, long) for n, v in part["values"].items()})
     return found

@@ -10,7 +10,7 @@ import numpy as np
 
 from landscope.files import Damaged, folder, publish, read, read_sealed, seal, sha256
 from landscope.spec import canonical_json, from_canonical, step_name
-from landscope.store.cells import SMALL, cell_content, cell_files, values
+from landscope.store.cells import SMALL, cell_arrays, cell_content, cell_files, restored
 from landscope.store.tables import settings
 from landscope.store.training import read_spec, run_record, runs
 from landscope.types import Estimate, Table
@@ -148,34 +148,36 @@ def _measured_table(root: Path) -> "pyarrow.Table":
     import pyarrow as pa
 
     columns: dict[str, list[Any]] = {name: [] for name in _VALUE_COLUMNS}
+    known: dict[str, tuple[str, str]] = {}  # a measure's name and canonical JSON, by its key
     for run in runs(root):
-        if run_record(root, run) is not None:
-            calls = _calls(root, run)
-            for (step, measure), named in values(root, run).items():
-                for name, value in named.items():
-                    call = calls[measure]
-                    step_text = canonical_json(step) if _several(step) else step_name(step)
-                    own = (run, step_text, from_canonical(call).name, canonical_json(call), name)
-                    for numbers in _numbers(value):
-                        for column, entry in zip(columns.values(), (*own, *numbers), strict=True):
+        if run_record(root, run) is None:
+            continue
+        seen: set[tuple[str, str]] = set()
+        for path in cell_files(root, run):
+            try:
+                content = cell_content(path)
+                long = cell_arrays(path, content)
+            except (Damaged, FileNotFoundError):
+                continue
+            step = _step_text(content["state"])
+            for measure, part in content["values"].items():
+                if (step, measure) in seen:
+                    continue
+                seen.add((step, measure))
+                if measure not in known:
+                    known[measure] = from_canonical(part["call"]).name, canonical_json(part["call"])
+                for name, kept in part["values"].items():
+                    for numbers in _numbers(restored(kept, long)):
+                        row = (run, step, *known[measure], name, *numbers)
+                        for column, entry in zip(columns.values(), row, strict=True):
                             column.append(entry)
     text, whole, real = pa.string(), pa.int64(), pa.float64()
     kinds = (text, text, text, text, text, whole, real, real, whole)
     return pa.table({name: pa.array(columns[name], kind) for name, kind in zip(_VALUE_COLUMNS, kinds, strict=True)})
 
 
-def _several(step: Any) -> bool:
-    return isinstance(step, tuple) and bool(step) and step[0] != "first_below"
-
-
-def _calls(root: Path, run: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for path in cell_files(root, run):
-        try:
-            found |= {k: part["call"] for k, part in cell_content(path)["values"].items()}
-        except (Damaged, FileNotFoundError):
-            continue
-    return found
+def _step_text(state: Any) -> str:
+    return canonical_json(state) if isinstance(state, list) else step_name(from_canonical(state["step"]))
 
 
 def _numbers(value: Any) -> Iterator[tuple[int | None, float, float | None, int | None]]:
