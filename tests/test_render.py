@@ -25,6 +25,7 @@ HOSTILE = (
     "</svg><script>alert(1)</script>"
 )
 
+SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
 UNSHRUNK = (Phase.explicit, Phase.generate)  # each example draws: shrinking one would take minutes
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(lambda t: t.strip())
 numbers = st.floats(-1e6, 1e6) | st.just(math.nan)
@@ -71,7 +72,12 @@ some_panels = st.lists(some_panel(), min_size=1, max_size=3)
 
 def built(panels: list[tuple[Any, ...]]) -> Figure:
     made = [
-        Panel(title, *(Axis(label, log=log) for label, log in axes), tuple(Series(**s) for s in series))
+        Panel(
+            title,
+            Axis(axes[0][0], log=axes[0][1]),
+            Axis(axes[1][0], log=axes[1][1]),
+            tuple(Series(**s) for s in series),
+        )
         for title, axes, series in panels
     ]
     return Figure("f", panels[0][0], FINDING, tuple(made))
@@ -86,7 +92,7 @@ def same(one, two) -> None:
     np.testing.assert_array_equal(np.asarray(one).view(np.int64), np.asarray(two).view(np.int64))
 
 
-@settings(max_examples=20, deadline=None, phases=UNSHRUNK, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, phases=UNSHRUNK, suppress_health_check=SLOW)
 @given(some_panels)
 def test_both_renderers_show_the_same_to_the_last_bit(panels):
     figure = built(panels)
@@ -104,7 +110,9 @@ def test_both_renderers_show_the_same_to_the_last_bit(panels):
                 patches = [p for p in axes.patches if str(p.get_gid()).startswith(f"panel-{k}-series-{i}-band-")]
                 assert len(patches) == len(outlines)
                 for (x, y), patch in zip(outlines, patches, strict=True):
-                    np.testing.assert_array_equal(patch.get_path().vertices[: len(x)], np.column_stack([x, y]))
+                    np.testing.assert_array_equal(
+                        np.asarray(patch.get_path().vertices)[: len(x)], np.column_stack([x, y])
+                    )
                 pieces = [unpacked(trace[c])[~np.isnan(unpacked(trace["x"]))] for c in "xy"]
                 same(pieces[0], np.concatenate([x for x, _ in outlines]))
                 same(pieces[1], np.concatenate([y for _, y in outlines]))
@@ -131,7 +139,7 @@ def test_both_renderers_show_the_same_to_the_last_bit(panels):
             assert not axis.label.isascii() or len(axis.label) > 30 or drawn == (render.plain(axis.label) or " ")
 
 
-@settings(max_examples=10, deadline=None, phases=UNSHRUNK, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, phases=UNSHRUNK, suppress_health_check=SLOW)
 @given(some_panels)
 def test_plotly_accepts_every_panel(panels):
     for panel in render.plotly_json(built(panels)):
@@ -223,9 +231,9 @@ def test_papers_take_the_pdf(width, tmp_path):
         rows = fonts.splitlines()[2:]
         assert rows
         assert "Type 3" not in fonts
-        assert all(re.search(r"\s(yes|no)\s+(yes|no)\s+(yes|no)\s", row)[1] == "yes" for row in rows)
+        assert all(re.search(r"\syes\s+(yes|no)\s+(yes|no)\s", row) for row in rows)
         info = subprocess.run([poppler("pdfinfo"), path], capture_output=True, text=True, check=True).stdout
-        assert float(re.search(r"Page size:\s+([\d.]+)", info)[1]) == pytest.approx(72 * width, abs=0.1)
+        assert float(re.findall(r"Page size:\s+([\d.]+)", info)[0]) == pytest.approx(72 * width, abs=0.1)
         assert "CreationDate" not in info
 
 
@@ -237,7 +245,7 @@ def test_text_can_be_read_in_print(width):
         canvas = render.matplotlib_figure(figure, width=width)
         canvas.draw_without_rendering()
         written = [t for t in canvas.findobj(Text) if t.get_text().strip()]
-        assert min(t.get_fontsize() for t in written) >= 7
+        assert min(float(t.get_fontsize()) for t in written) >= 7
         page = canvas.bbox
         for text in (t for t in written if t.get_visible() and figure.name != "hostile"):
             box = text.get_window_extent()
