@@ -38,7 +38,6 @@ def filter_normalised(direction: Parameters, weights: Parameters) -> dict[str, T
         if w.dim() < 2:
             scaled[name] = torch.zeros_like(w)
             continue
-        axes = tuple(range(1, w.dim()))
-        norm = d.norm(dim=axes, keepdim=True)
-        scaled[name] = d * (w.norm(dim=axes, keepdim=True) / norm.clamp_min(torch.finfo(d.dtype).tiny))
+        ratio = w.flatten(1).norm(dim=1) / d.flatten(1).norm(dim=1).clamp_min(torch.finfo(d.dtype).tiny)
+        scaled[name] = d * ratio.reshape(-1, *[1] * (w.dim() - 1))
     return scaled
