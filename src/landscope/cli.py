@@ -1,12 +1,14 @@
 """The command line. Everything heavy is imported where it is used, so that help and completion answer at once."""
 
+import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,11 +39,14 @@ Seeds = Annotated[
 ]
 
 STORE = Path("runs")
-FAILED, WRONG = 1, 2
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal without our letters shows question marks, and goes on
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()
 
 
@@ -59,6 +64,11 @@ def _clear_errors(debug: bool) -> Iterator[None]:
     """What the user can mend becomes one line and exit code 2; --debug shows its traceback."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever read what is printed has gone: there is nobody to tell
+    except KeyboardInterrupt:
+        _say_error("interrupted; what is finished is kept, and the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
     except (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError) as error:
         if debug:
             raise
@@ -105,7 +115,8 @@ def plan(
     with _clear_errors(debug):
         from landscope import terminal
 
-        terminal.show_plan(_begin(experiment, scale, data, runs, seeds), _jobs(jobs), device)
+        processes, place = _jobs(jobs), _device(device)
+        terminal.show_plan(_begin(experiment, scale, data, runs, seeds), processes, place)
 
 
 @app.command()
@@ -124,9 +135,9 @@ def status(
         kinds = ["not finished" if record is None else record["status"] for record in records]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         print(f"{plain(str(runs))}: {len(keys)} runs" + (f" ({counts})" if counts else ""))
+        finished = {key for key, record in zip(keys, records, strict=True) if record is not None}
         for found in store.plans(runs):
-            of = found["plan"]
-            print(plain(f"  {of['experiment']}, scale {of['scale']}, data {of['data']['name']}"))
+            print(plain(f"  {_planned(found, finished)}"))
         if verify:
             damaged = store.verify(runs)
             for damage in damaged:
@@ -134,6 +145,14 @@ def status(
             if damaged:
                 raise typer.Exit(FAILED)
             print("every file is what was written")
+
+
+def _planned(found: Mapping[str, Any], finished: Collection[str]) -> str:
+    of, claims = found["plan"], found["claims"] or {}
+    protocols = claims.get("protocols", {}).values()
+    runs = {run for protocol in protocols for run in protocol["runs"]}
+    count = f": {len(runs.intersection(finished))} of {len(runs)} planned runs trained" if runs else ""
+    return f"{of['experiment']}, scale {of['scale']}, data {of['data']['name']}{count}"
 
 
 @app.command()
@@ -173,12 +192,14 @@ def run(
         from landscope import store, terminal
         from landscope import study as studies
 
+        processes, place = _jobs(jobs), _device(device)
+        studies.check(experiment, scale, seeds)
         store.writable(runs)
         study = _begin(experiment, scale, data, runs, seeds)
         changed = studies.declare(study)
         if changed:
             print(f"Changed since they were declared, and so post hoc: {plain('; '.join(changed))}")
-        outcome = terminal.execute(study, _jobs(jobs), device)
+        outcome = terminal.execute(study, processes, place)
         code = _say_outcome(outcome, debug)
         if outcome.stopped is None:
             _write_report(study, out)
@@ -197,7 +218,7 @@ def _say_outcome(outcome: "Outcome", debug: bool) -> int:
     if diverged:
         print(f"{len(diverged)} runs diverged; the report says how they count.")
     if outcome.stopped is not None and outcome.stopped.startswith("SIG"):
-        return 130 if outcome.stopped == "SIGINT" else 143
+        return 128 + signal.Signals[outcome.stopped]
     return 0 if outcome.complete else FAILED
 
 
@@ -209,7 +230,8 @@ def _write_report(study: "Study", out: Path | None) -> None:
     said = studies.report(study)
     terminal.print_verdicts(said)
     path = out or study.root / f"{study.name}-{study.scale}-{_file_word(study.source.name)}.html"
-    _write(path, to_html(said))
+    with terminal.progress("Writing the report …"):
+        _write(path, to_html(said))
     print(f"Report: {plain(str(path.resolve()))}")
 
 
@@ -289,9 +311,10 @@ def measure(
     with _clear_errors(debug):
         from landscope import own
 
+        place = _device(device)
         names = [name.strip() for item in measures or [] for name in item.split(",") if name.strip()]
         path = own.measure_checkpoint(
-            checkpoint, model, data, loss, names or None, seed, train, out, runs / ".cache", device
+            checkpoint, model, data, loss, names or None, seed, train, out, runs / ".cache", place
         )
         print(f"Report: {plain(str(path.resolve()))}")
 
@@ -308,6 +331,18 @@ def _begin(experiment: str, scale: str, data: str | None, runs: Path, seeds: int
 def _existing(runs: Path) -> None:
     if not runs.is_dir():
         raise LookupError(f"there is no store at {runs}: run an experiment first, or name its folder with --runs")
+
+
+def _device(name: str) -> str:
+    """The device's name, if there is one here: found out before anything is written."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"--device {name} cannot be used here: there is {', '.join(there)}") from error
+    return name
 
 
 def _jobs(jobs: int | None) -> int:

@@ -1,6 +1,8 @@
 """Measuring a user's own network from a checkpoint."""
 
+import difflib
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from landscope.types import Estimate, Table
 
 LOSSES = ("cross_entropy", "squared_error")
 PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+LFS_POINTER = b"version "
 LARGEST_HEADER = 100 * 2**20
 
 
@@ -31,10 +34,10 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: where there is none.
         ValueError: for a pickle checkpoint (refused), a damaged file, or tensors that are not finite.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; a checkpoint is a safetensors file")
+    if not path.is_file():  # a folder, a pipe or a device, which might never end
+        raise ValueError(f"{path} is not a regular file; a checkpoint is a safetensors file")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -43,6 +46,8 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path} is a pickle checkpoint (torch.save), which can run any code when it is read, and is refused: "
             "save it anew with safetensors.torch.save_model(model, 'network.safetensors') where you trust it"
         )
+    if start == LFS_POINTER:
+        raise ValueError(f"{path} is only a pointer of Git LFS, not the checkpoint: fetch it (git lfs pull)")
     header = int.from_bytes(start, "little")
     if len(start) < 8 or header > min(size - 8, LARGEST_HEADER):
         raise ValueError(f"{path} is not a safetensors file, or it was cut off: save it with safetensors.torch")
@@ -51,12 +56,21 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
 
     try:
         state = load_file(path)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}): save it anew") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({_line(error)}): save it anew") from error
+    if not state:
+        raise ValueError(f"{path} holds no tensors: save a network's state dict with safetensors.torch")
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_complex():
+            raise ValueError(f"{path}: the tensor {name!r} is complex; a network of real numbers is needed")
+        # 8-bit floats have no isfinite of their own
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(torch.float64)).all()):
             raise ValueError(f"{path}: the tensor {name!r} holds NaN or infinity: nothing can be measured on it")
     return state
+
+
+def _line(error: BaseException) -> str:
+    return plain(str(error))[:300] or type(error).__name__
 
 
 def build(factory: str) -> nn.Module:
@@ -67,30 +81,45 @@ def build(factory: str) -> nn.Module:
         ImportError, LookupError: where the module or the factory does not exist.
     """
     module_name, _, name = factory.partition(":")
-    if not module_name or not name:
-        raise ValueError(f"--model takes package.module:factory, not {factory!r}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # last, so that a file called types.py or random.py shadows nothing
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ImportError(f"--model {factory}: cannot import {error.name!r} (from {here}, or installed)") from error
-    found: Any = module
+    if not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
+        raise ValueError(f"--model takes package.module:factory, such as network:make, not {factory!r}")
+    found: Any = _imported(module_name, factory)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise LookupError(f"--model {factory}: {module_name} has no {name!r}")
+            near = difflib.get_close_matches(part, [known for known in vars(found) if not known.startswith("_")], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise LookupError(f"--model {factory}: {module_name} has no {name!r}{hint}")
         found = getattr(found, part)
+    if isinstance(found, nn.Module) or not callable(found):
+        raise ValueError(
+            f"--model {factory} is a {type(found).__name__}, not a function that returns a module: "
+            "give a class or function that takes no arguments"
+        )
     try:
         model = found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
-            f"--model {factory}: the factory raised {type(error).__name__}: {error}; it is called without arguments "
-            "(--debug shows where)"
+            f"--model {factory}: the factory raised {type(error).__name__}: {_line(error)}; "
+            "it is called without arguments (--debug shows where)"
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"--model {factory} returned a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _imported(module_name: str, factory: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that a file called types.py or random.py shadows nothing
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"--model {factory}: cannot import {error.name!r} (from {here}, or installed)") from error
+    except (Exception, SystemExit) as error:
+        raise ImportError(
+            f"--model {factory}: importing {module_name} raised {type(error).__name__}: {_line(error)} "
+            "(--debug shows where)"
+        ) from error
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

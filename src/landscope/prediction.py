@@ -78,7 +78,7 @@ def predict(
             if on_group is not None:
                 on_group(i, len(groups))
             recipe = replace(members[0][0], seed=PILOT_SEED)
-            name = canonical_json([recipe.data, recipe.model])
+            name = canonical_json([_timed_data(recipe), recipe.model])
             if name not in networks:
                 networks[name] = _time_network(recipe, measures, root, device)
             step = _step_seconds(recipe, root, device)
@@ -102,8 +102,13 @@ class _Network:
 
 def _kind(recipe: Recipe) -> str:
     """What the time of a step depends on: everything but the numbers that leave it alone."""
-    optimizer = recipe.optimizer.target
-    return canonical_json([recipe.data, recipe.model, recipe.loss, optimizer, recipe.batch_size, recipe.regularizers])
+    optimizer, data = recipe.optimizer.target, _timed_data(recipe)
+    return canonical_json([data, recipe.model, recipe.loss, optimizer, recipe.batch_size, recipe.regularizers])
+
+
+def _timed_data(recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    """What a data set's size and shape depend on: wrong labels take no longer."""
+    return recipe.data.target, {name: value for name, value in recipe.data.kwargs if name != "label_noise"}
 
 
 def _pilot(recipe: Recipe, root: Path, device: torch.device | str) -> Training:

@@ -1,8 +1,10 @@
 """A study: one experiment at one scale on one data set in one store. What to do, what came out, what it says."""
 
+import difflib
 import importlib.metadata
+import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import landscope.store as store
 from landscope import experiments
 from landscope.data import Source, find
 from landscope.engine import finished, payload
+from landscope.prediction import PILOT_SEED
 from landscope.report import Report
 from landscope.spec import Claim, Experiment, Protocol, Recipe, Step, canonical, key, planned, step_name
 from landscope.stats import Verdict, changed_claims, claims_fingerprint, judge
@@ -76,15 +79,30 @@ def begin(name: str, scale: str, data: str | None, root: Path, seeds: int | None
         LookupError: for an experiment or scale that does not exist.
         ValueError: for no seeds, or data that cannot be used.
     """
-    experiment = experiments.load(name)
-    if scale not in experiment.seeds:
-        raise LookupError(f"{name} has no scale {scale!r}: it has {', '.join(experiment.seeds)}")
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"at least one seed is needed, not {seeds}; {experiment.seeds[scale]} are planned")
+    experiment = check(name, scale, seeds)
     source = find(data or experiment.data[scale], root / ".cache")
     study = Study(name, experiment, scale, source, root, experiment.seeds[scale] if seeds is None else seeds)
     study.runs(1)  # an experiment that cannot use these data says so now
     return study
+
+
+def check(name: str, scale: str, seeds: int | None = None) -> Experiment:
+    """The experiment, if it exists and has that scale, and the seeds make sense: nothing is read or written for it.
+
+    Raises:
+        LookupError: for an experiment or scale that does not exist.
+        ValueError: for no seeds, or as many as pilots would share.
+    """
+    experiment = experiments.load(name)
+    if scale not in experiment.seeds:
+        near = difflib.get_close_matches(scale, experiment.seeds, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise LookupError(f"{name} has no scale {scale!r}{hint}: it has {', '.join(experiment.seeds)}")
+    if seeds is not None and not 1 <= seeds <= PILOT_SEED:
+        raise ValueError(
+            f"between 1 and {PILOT_SEED:,} seeds can be run, not {seeds:,}; {experiment.seeds[scale]} are planned"
+        )
+    return experiment
 
 
 def resume(name: str, scale: str, data: str | None, root: Path) -> Study:
@@ -93,21 +111,33 @@ def resume(name: str, scale: str, data: str | None, root: Path) -> Study:
     Raises:
         LookupError: where the store has no such study, or several of different data sets.
     """
-    experiment = experiments.load(name)
+    experiment = check(name, scale)
     found = [p["plan"] for p in store.plans(root) if (p["plan"]["experiment"], p["plan"]["scale"]) == (name, scale)]
-    sources = {plan["data"]["name"]: Source.from_json(plan["data"]) for plan in found}
-    wanted = [s for label, s in sources.items() if data is None or label == Path(data).name]
+    sources = [Source.from_json(plan["data"]) for plan in found]
+    there = ", ".join(dict.fromkeys(source.name for source in sources))
+    # Without --data it is the experiment's own set, as it is for `run`, or else the only one.
+    wanted = _of_data(sources, experiment.data[scale] if data is None else data)
+    wanted = sources if data is None and not wanted else wanted
     if not wanted:
-        others = f" on {data} (there is {', '.join(sources)})" if sources else ""
+        others = f" on {data} (there is {there})" if sources else ""
         raise LookupError(
             f"{root} holds nothing of {name} at scale {scale}{others}: run it first, or name another folder with --runs"
         )
     if len(wanted) > 1:
-        raise LookupError(f"{root} holds {name} on {', '.join(sources)}: say which with --data")
+        raise LookupError(f"{root} holds {name} on {there}: say which with --data, by name or folder")
     study = Study(name, experiment, scale, wanted[0], root, experiment.seeds[scale])
     while study.seeds < 1000 and any(store.run_record(root, key(r)) for _, r in _seed_runs(study, study.seeds)):
         study = replace(study, seeds=study.seeds + 1)
     return study
+
+
+def _of_data(sources: Sequence[Source], data: str) -> list[Source]:
+    """Those called ``data``, or what the folder ``data`` is called; of several, those that hold the folder's bytes."""
+    named = [source for source in sources if source.name == data]
+    if named or not os.path.isdir(data):
+        return named
+    named = [source for source in sources if source.name == Path(data).resolve().name]
+    return named
 
 
 def _seed_runs(study: Study, seed: int) -> list[tuple[str, Recipe]]:
@@ -141,8 +171,22 @@ def is_finished(study: Study, task: Task) -> bool:
 
 
 def declare(study: Study) -> list[str]:
-    """Write down plan and claims before the first run; returns the texts of claims that have changed since."""
-    return changed_claims(store.declare(study.root, _plan(study), _claimed(study))["claims"], _claimed(study)["claims"])
+    """Write down plan and claims before the first run; returns the texts of claims that are post hoc: changed since."""
+    claimed = _claimed(study)
+    return _changed(store.declare(study.root, _plan(study), claimed), claimed)
+
+
+def _changed(declared: Mapping[str, Any], claimed: Mapping[str, Any]) -> list[str]:
+    """The texts of claims that are not as declared; all of them where what they are judged on is not.
+
+    A protocol or measure that is new leaves the others as they were.
+    """
+    same = declared["seeds"] == claimed["seeds"] and all(
+        claimed["protocols"].get(name) == protocol for name, protocol in declared["protocols"].items()
+    )
+    if same and all(measure in claimed["measures"] for measure in declared["measures"]):
+        return changed_claims(declared["claims"], claimed["claims"])
+    return list(dict.fromkeys((*claimed["claims"], *declared["claims"])))
 
 
 def _plan(study: Study) -> dict[str, Any]:
@@ -215,9 +259,9 @@ def report(study: Study) -> Report:
     first = table.where(seed=list(range(study.planned))) if len(table) else table
     later = range(study.planned, study.seeds)
     declared = next((p["claims"] for p in store.plans(study.root) if p["plan"] == canonical(_plan(study))), None)
-    changed = changed_claims(declared["claims"], _claimed(study)["claims"]) if declared else []
+    changed = _changed(declared, canonical(_claimed(study))) if declared else []
     runs: dict[str, list[str]] = {name: [] for name in study.experiment.runs}
-    for protocol, recipe in study.runs():
+    for protocol, recipe in study.runs(max(study.seeds, study.planned)):  # with fewer, the rest is missing
         runs[protocol].append(key(recipe))
     return Report(
         name=study.name,
@@ -267,11 +311,17 @@ def _environment(study: Study, runs: Mapping[str, Sequence[str]]) -> dict[str, s
 # --- predicting ----------------------------------------------------------------------------------------------------
 
 
-def expected(study: Study) -> list[tuple[Recipe, int, float]]:
-    """Every run with the number of states to be measured on it and the share of its steps that it should make."""
+def expected(study: Study, only: Collection[str] | None = None) -> list[tuple[Recipe, int, float]]:
+    """Every run with the number of states to be measured on it and the share of its steps that it should make.
+
+    Args:
+        study: The study.
+        only: Keys of the runs that are wanted; None for all.
+    """
     found: dict[str, tuple[Recipe, set[Step], float]] = {}
     for name, recipe in study.runs():
         protocol = study.experiment.runs[name]
         _, steps, share = found.get(key(recipe), (recipe, set(), 0.0))
         found[key(recipe)] = (recipe, steps | set(protocol.steps), max(share, protocol.share))
-    return [(recipe, len(steps), share) for recipe, steps, share in found.values()]
+    kept = found if only is None else {name: found[name] for name in found if name in only}
+    return [(recipe, len(steps), share) for recipe, steps, share in kept.values()]

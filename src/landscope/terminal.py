@@ -1,15 +1,17 @@
 """What is shown in the terminal: plans, progress, verdicts, tables. Rich is imported on use."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from landscope.prediction import Cost
     from landscope.report import Report
+    from landscope.stats import Verdict
     from landscope.study import Study
     from landscope.sweep import Outcome
 
@@ -125,7 +127,7 @@ def _print_protocols(study: "Study", costs: "dict[str, Cost]") -> None:
     print_table(Table.of(rows))
 
 
-def _predicted(study: "Study", device: str) -> "dict[str, Cost]":
+def _predicted(study: "Study", device: str, only: Collection[str] | None = None) -> "dict[str, Cost]":
     from landscope import study as studies
     from landscope.prediction import predict
 
@@ -134,7 +136,7 @@ def _predicted(study: "Study", device: str) -> "dict[str, Cost]":
         def on_group(done: int, groups: int) -> None:
             say(f"Timing a few steps: {done + 1} of {groups} kinds of run …")
 
-        return predict(studies.expected(study), study.experiment.measures, study.root, device, on_group)
+        return predict(studies.expected(study, only), study.experiment.measures, study.root, device, on_group)
 
 
 @contextmanager
@@ -161,7 +163,8 @@ def execute(study: "Study", jobs: int, device: str) -> "Outcome":
     tasks = studies.tasks(study, device=device)
     todo = [task for task in tasks if not studies.is_finished(study, task)]
     if todo:
-        costs = {name: cost.seconds for name, cost in _predicted(study, device).items()}
+        left = {task.key for task in todo}
+        costs = {name: cost.seconds for name, cost in _predicted(study, device, left).items()}
         tasks = studies.tasks(study, costs, device)
     began, console = time.monotonic(), Console(stderr=True, highlight=False)
     columns = (BarColumn(), TextColumn("{task.completed:.0%}"), TextColumn("{task.description}", markup=False))
@@ -204,47 +207,60 @@ def _time_left(spent: float, done: float, total: float, jobs: int) -> str:
 
 
 def print_verdicts(report: "Report") -> None:
-    """The verdict table: claims down, the published protocol and its controls across."""
-    from rich import box
+    """The verdicts: under each claim the paper's number, then a line for the published protocol and each control."""
+    for positive in (False, True):
+        verdicts = [v for v in report.verdicts if v.claim.positive is positive]
+        if not verdicts:
+            continue
+        print("\nPositive controls" if positive else f"\n{report.experiment.title}")
+        _print_claims(verdicts, report.post_hoc)
+    if report.replication:
+        print(f"\nReplication, judged alone: {plain(report.replication_seeds)}")
+        _print_claims([v for v in report.replication if not v.claim.positive], ())
+    for protocol, counts in report.counts.items():
+        if counts.get("diverged") or counts.get("missing"):
+            kinds = [f"{counts[kind]} {kind}" for kind in ("diverged", "missing") if counts.get(kind)]
+            print(plain(f"{protocol}: {' and '.join(kinds)} of {counts['planned']} runs"))
+    if any(counts.get("missing") for counts in report.counts.values()):
+        print("Not all planned runs are finished: `landscope run` goes on with them.")
+    print("The intervals are those that decide, corrected for the number of claims; the report has more.\n")
+
+
+def _print_claims(verdicts: "Sequence[Verdict]", post_hoc: Collection[str]) -> None:
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     from landscope.stats import shown
 
     console = _console()
-    for positive in (False, True):
-        verdicts = [v for v in report.verdicts if v.claim.positive is positive]
-        protocols = list(dict.fromkeys(v.protocol for v in verdicts))
-        if not verdicts:
-            continue
-        table = Table(box=box.SIMPLE_HEAD, show_lines=True)
-        table.add_column("Positive controls" if positive else "Claim", ratio=2)
-        for protocol in protocols:
-            table.add_column(Text(plain(protocol)), ratio=1)
-        for text in dict.fromkeys(v.claim.text for v in verdicts):
-            mine = {v.protocol: v for v in verdicts if v.claim.text == text}
-            claim = next(iter(mine.values())).claim
-            paper = f"\npaper: {shown(claim, claim.paper.value)} (n = {claim.paper.n})" if claim.paper else ""
-            cells = [_verdict_text(mine[p]) if p in mine else Text("") for p in protocols]
-            table.add_row(Text(plain(text) + paper), *cells)
+    for text in dict.fromkeys(v.claim.text for v in verdicts):
+        mine = [v for v in verdicts if v.claim.text == text]
+        claim = mine[0].claim
+        note = " (post hoc: changed since it was declared)" if text in post_hoc else ""
+        console.print(Text(f"\n{plain(text)}{note}", style="bold"))
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+        if claim.paper:
+            table.add_row("  paper", "", shown(claim, claim.paper.value), "", f"n = {claim.paper.n}")
+        for verdict in mine:
+            table.add_row(f"  {plain(verdict.protocol)}", *_verdict_cells(verdict))
         console.print(table)
-    missing = sum(counts.get("missing", 0) for counts in report.counts.values())
-    if missing:
-        console.print(f"{missing} runs are not finished: the same `landscope run` goes on with them.")
+        for verdict in mine:
+            if verdict.effect is None:  # then the word alone leaves the reader asking
+                console.print(Padding(f"{plain(verdict.protocol)}: {plain(verdict.reason)}", (0, 0, 0, 4)), style="dim")
 
 
-def _verdict_text(verdict: Any) -> Any:
+def _verdict_cells(verdict: "Verdict") -> "tuple[Text, str, str, str]":
+    """Word, effect, deciding interval and number of units."""
     from rich.text import Text
 
     from landscope.stats import shown, shown_interval
 
-    text = Text(f"{MARKS.get(verdict.word, '·')} {verdict.word}", style=STYLES.get(verdict.word, "dim"))
-    if verdict.effect is not None:
-        low, high = verdict.holm_low, verdict.holm_high
-        if low is None or high is None:
-            low, high = verdict.low, verdict.high
-        text.append(f"\n{shown(verdict.claim, verdict.effect)}", style="bold")
-        if low is not None and high is not None:
-            text.append(f"\n{shown_interval(verdict.claim, low, high)}", style="not bold dim")
-        text.append(f"\nn = {verdict.n}", style="not bold dim")
-    return text
+    word = Text(f"{MARKS.get(verdict.word, '·')} {verdict.word}", style=STYLES.get(verdict.word, "dim"))
+    if verdict.effect is None:
+        return word, "", "", ""
+    low, high = verdict.holm_low, verdict.holm_high
+    if low is None or high is None:
+        low, high = verdict.low, verdict.high
+    held = "" if low is None or high is None else shown_interval(verdict.claim, low, high).removesuffix(" points")
+    return word, shown(verdict.claim, verdict.effect), held, f"n = {verdict.n}"

@@ -442,7 +442,7 @@ EXPERIMENT = Experiment(
         "Laptop scale, digits: an MLP 64-64-64-64-10 on 1,197 images, batches of 8, 32, 128, 256 in the place of 32, "
         "128, 512, 1,024 of 50,000, with the same learning rates and 80 epochs; 400 test images drawn anew by each "
         "seed. The paper used its convolutional network on CIFAR-10.",
-        "Laptop scale, grey images (MNIST): an MLP with three hidden layers of 32 on 10,000 images, 60 epochs; colour "
+        "Laptop scale, grey images (MNIST): an MLP with three hidden layers of 64 on 10,000 images, 60 epochs; colour "
         "images (CIFAR-10): the paper's network at a quarter of its width on 2,000 images, 40 epochs, batches of "
         "16 to 512.",
         "Training accuracy is evaluated on the whole training set after training; the paper's is the running mean over "
