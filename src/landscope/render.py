@@ -414,7 +414,7 @@ def _legend(canvas: "Canvas", entries: Sequence[tuple[str, int, str]], theme: st
 
 
 def _ticks(axis: Any, of: Axis, limits: tuple[float, float], room: int) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator
 
     if of.ticks is not None:
         texts = ["\n".join(_printable(line) for line in _wrapped(text, room, 3)) for text in of.ticks[1]]
@@ -425,7 +425,7 @@ def _ticks(axis: Any, of: Axis, limits: tuple[float, float], room: int) -> None:
         wide = math.log10(limits[1] / limits[0]) > FEW
         axis.set_major_locator(LogLocator(numticks=7) if wide else LogLocator(subs=(1, 2, 5), numticks=9))
         axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(FixedLocator([]))  # unlabelled ticks would cost a third of the time to draw
     else:
         axis.set_major_locator(MaxNLocator(5))
 
