@@ -48,10 +48,16 @@ def page(report) -> str:
 def test_json_has_one_entry_per_claim_and_protocol(report):
     facts = json.loads(json.dumps(to_json(report), allow_nan=False))
     assert (facts["experiment"], facts["scale"], facts["data"], facts["seeds"]) == (report.name, "laptop", "digits", 10)
-    assert len(facts["claims"]) == len(made_up.claims()) * len(made_up.PROTOCOLS) + 1
+    claims = made_up.claims()
+    known = [c for c in claims if c.positive]
+    explored = [c for c in claims if not c.primary]
+    assert len(facts["claims"]) == (len(claims) - len(known) - len(explored)) * len(made_up.PROTOCOLS)
+    assert len(facts["positive_controls"]) == 1
+    assert len(facts["exploratory"]) == len(explored) * len(made_up.PROTOCOLS)
+    assert {e["verdict"] for e in facts["claims"]} <= {"supported", "contradicted", "inconclusive", "not testable"}
     wanted = {"text", "effect", "low", "high", "p_adjusted", "verdict", "paper", "n", "control"}
     assert all(wanted <= entry.keys() for entry in facts["claims"])
-    assert {e["control"] for e in facts["claims"]} == {None, *list(made_up.PROTOCOLS)[1:], "positive control"}
+    assert {e["control"] for e in facts["claims"]} == {None, *list(made_up.PROTOCOLS)[1:]}
     first = facts["claims"][0]
     assert first["paper"]["value"] == pytest.approx(math.log(11.58))
     assert first["low"] < first["effect"] < first["high"]

@@ -86,10 +86,15 @@ class Report:
 def to_json(report: Report) -> dict[str, Any]:
     """The facts as JSON values; numbers are on the scale of each claim's statistic (``unit`` says how to show them).
 
-    ``claims`` has one entry per claim and protocol with at least ``text, effect, low, high, p_adjusted, verdict,
-    paper, n, control``; low and high are the 95 % interval. What differs between machines is left out.
+    ``claims`` has one entry per primary claim and protocol with at least ``text, effect, low, high, p_adjusted,
+    verdict, paper, n, control``; low and high are the 95 % interval, and the verdict is supported, contradicted,
+    inconclusive or not testable (results that are only described are not testable, and their reason says why).
+    ``exploratory`` and ``positive_controls`` hold those claims alike. What differs between machines is left out.
     """
     paper = report.experiment.paper
+    claimed = [v for v in report.verdicts if v.claim.primary and not v.claim.positive]
+    exploratory = [v for v in report.verdicts if not v.claim.primary]
+    positive = [v for v in report.verdicts if v.claim.primary and v.claim.positive]
     return {
         "experiment": report.name,
         "title": report.experiment.title,
@@ -97,7 +102,9 @@ def to_json(report: Report) -> dict[str, Any]:
         "data": report.data,
         "seeds": report.seeds,
         "paper": {k: getattr(paper, k) for k in ("key", "title", "authors", "year", "url")},
-        "claims": [_claim_json(v, report) for v in report.verdicts],
+        "claims": [_claim_json(v, report) for v in claimed],
+        "exploratory": [_claim_json(v, report) for v in exploratory],
+        "positive_controls": [_claim_json(v, report) for v in positive],
         "replication": [_claim_json(v, report) for v in report.replication],
         "counts": {protocol: dict(counts) for protocol, counts in report.counts.items()},
         "runs": {protocol: list(keys) for protocol, keys in report.runs.items()},
@@ -107,7 +114,8 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def _claim_json(verdict: Verdict, report: Report) -> dict[str, Any]:
-    return verdict.to_json() | {"post_hoc": verdict.claim.text in report.post_hoc}
+    facts = verdict.to_json() | {"post_hoc": verdict.claim.text in report.post_hoc}
+    return facts | {"verdict": "not testable"} if verdict.word == "descriptive" else facts
 
 
 # --- what is held equal ------------------------------------------------------------------------------------------
