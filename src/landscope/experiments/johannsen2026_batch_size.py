@@ -291,7 +291,7 @@ def claims(scale: str, data: Any) -> list[Claim]:
             expectation="A sweep over batch sizes has too few configurations to be judged; it is drawn.",
         ),
         Claim(
-            "Positive control: redrawing 40 % of the training labels lowers test accuracy",
+            "Redrawing 40 % of the training labels lowers test accuracy",
             call(difference, value="test_accuracy", worst=1 / data.outputs, **lower),
             expect="greater",
             smallest=0.02,
@@ -300,7 +300,7 @@ def claims(scale: str, data: Any) -> list[Claim]:
             positive=True,
         ),
         Claim(
-            "Positive control: redrawing 40 % of the training labels ends sharper",
+            "Redrawing 40 % of the training labels ends sharper",
             call(log_ratio, value="top_eigenvalue", worst="max", **higher),
             expect="greater",
             smallest=math.log(1.5),
