@@ -11,14 +11,14 @@ Parameters = Mapping[str, Tensor]
 def gaussian(like: Parameters, *, seed: int) -> dict[str, Tensor]:
     """Independent N(0, 1) numbers in the shapes of ``like``; the same for every network of these shapes.
 
-    The numbers are drawn on the CPU, so that every device gets the same.
+    They are drawn on the CPU in float32, so that every device and precision gets the same.
 
     >>> d = gaussian({"weight": torch.zeros(2, 3)}, seed=0)
     >>> d["weight"].shape
     torch.Size([2, 3])
     """
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for name, p in like.items()}
+    return {name: torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p) for name, p in like.items()}
 
 
 def filter_normalised(direction: Parameters, weights: Parameters) -> dict[str, Tensor]:

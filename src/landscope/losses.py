@@ -1,12 +1,15 @@
 """Losses: each function returns ``loss(outputs, targets) -> scalar``, the mean over the samples of a batch."""
 
+import functools
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+_MEANS = ("mean", "batchmean")  # KLDivLoss calls the mean over samples "batchmean"
 
 
 def cross_entropy() -> Loss:
@@ -38,21 +41,25 @@ def _squared_error(outputs: Float[Tensor, " n c"], targets: Shaped[Tensor, " n *
 
 
 def check_mean(loss: Loss) -> None:
-    """Refuse a loss of which a data set's mean is not the mean of its batches' means.
+    """Refuse a loss of which a data set's mean is not the mean of its batches' means, as far as its settings tell.
 
     Raises:
-        ValueError: for a torch loss with a reduction other than "mean" or with class weights.
+        ValueError: for a torch loss (a module, or a function with settings bound by functools.partial) with a
+            reduction other than the mean or with class weights.
     """
-    if not isinstance(loss, nn.Module):
+    if isinstance(loss, nn.Module):
+        name, settings = type(loss).__name__, {n: getattr(loss, n, None) for n in ("reduction", "weight")}
+    elif isinstance(loss, functools.partial):
+        name, settings = getattr(loss.func, "__name__", repr(loss.func)), loss.keywords
+    else:
         return
-    name = type(loss).__name__
-    reduction = getattr(loss, "reduction", "mean")
-    if reduction != "mean":
+    reduction = settings.get("reduction") or "mean"
+    if reduction not in _MEANS:
         raise ValueError(
             f"{name}(reduction={reduction!r}): Landscope weights every sample equally and needs the mean over a batch; "
             "use reduction='mean'"
         )
-    if getattr(loss, "weight", None) is not None:
+    if settings.get("weight") is not None:
         raise ValueError(
             f"{name}(weight=…) divides by the weights of the batch, so that batches of one size count differently; "
             "give a function that multiplies each sample's loss by its weight and takes the plain mean"
@@ -66,8 +73,44 @@ def check_targets(loss: Loss, targets: Tensor) -> None:
         ValueError: where a target equals the loss's ``ignore_index``.
     """
     ignored = getattr(loss, "ignore_index", None) if isinstance(loss, nn.Module) else None
+    if isinstance(loss, functools.partial):
+        ignored = loss.keywords.get("ignore_index")
+    if loss is functional.cross_entropy or (isinstance(loss, functools.partial) and ignored is None):
+        ignored = -100  # what torch's functions leave out unless told otherwise
     if ignored is not None and not targets.is_floating_point() and bool((targets == ignored).any()):
+        name = getattr(loss, "__name__", type(loss).__name__)
         raise ValueError(
-            f"some targets are {ignored}, which {type(loss).__name__} ignores: its mean is not over the samples; "
+            f"some targets are {ignored}, which {name} ignores: its mean is not over the samples; "
             "leave those samples out of the data"
+        )
+
+
+@torch.no_grad()
+def check_additive(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse a loss that on these outputs is not the plain mean over samples, whatever function it is.
+
+    A third of the batch and the rest must give, weighted by their samples, what the whole gives. Sums, class weights
+    and ignored targets do not, unless both parts happen to hold the same share of them.
+
+    Raises:
+        ValueError: where they do not, or where the loss is no scalar.
+    """
+    n, outputs = len(targets), outputs.detach()
+    whole = loss(outputs, targets)
+    if whole.numel() != 1:
+        raise ValueError(
+            f"the loss gives {list(whole.shape)} values for a batch of {n}; it has to give one, the mean over the batch"
+        )
+    if n < 2:
+        return
+    cut = max(1, n // 3)
+    parts = (cut * loss(outputs[:cut], targets[:cut]) + (n - cut) * loss(outputs[cut:], targets[cut:])) / n
+    tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs() + torch.finfo(whole.dtype).tiny
+    difference = (whole - parts).abs()
+    if bool(torch.isfinite(difference)) and bool(difference > tolerance):
+        raise ValueError(
+            f"the loss of a batch of {n} is {whole.item():.6g}, but its parts of {cut} and {n - cut} samples give "
+            f"{parts.item():.6g} together: it is not a plain mean over samples (a sum, class weights or ignored "
+            "targets?), so the loss over a data set would depend on how it is cut into batches; "
+            "give a loss that is the mean over the batch"
         )

@@ -4,7 +4,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from landscope.engine import curve_steps, load_data, snapshot
+from landscope.models import evaluating
 from landscope.spec import Call, Recipe, canonical_json, key
 from landscope.train import Training, advance, begin, evaluate
 from landscope.types import Batches
@@ -95,6 +96,7 @@ class _Network:
     evaluate_all: float
     measuring: float
     parameters: int
+    samples: int
     data_bytes: int
     sample_bytes: int  # of the activations that a backward pass needs, per sample
     evaluation_batch: int
@@ -127,14 +129,17 @@ def _step_seconds(recipe: Recipe, root: Path, device: torch.device | str) -> flo
 
 
 def _timed_steps(recipe: Recipe, root: Path, device: torch.device | str) -> float:
-    steps = advance(_pilot(replace(recipe, steps=max(recipe.steps, 30)), root, device))
-    for _ in range(3):  # the state before the first step, and two to warm up
-        next(steps)
     times: list[float] = []
+    steps: Iterator[Training] = iter(())
     while len(times) < 25 and (len(times) < 3 or sum(times) < ENOUGH_SECONDS):
         began = time.perf_counter()
-        next(steps)
-        times.append(time.perf_counter() - began)
+        if next(steps, None) is not None:
+            times.append(time.perf_counter() - began)
+            continue
+        # At first, or where the pilot has diverged: its steps take as long as any, from the start again.
+        steps = advance(_pilot(replace(recipe, steps=max(recipe.steps, 30)), root, device))
+        for _ in range(3):  # the state before the first step, and two to warm up
+            next(steps)
     return statistics.median(times)
 
 
@@ -153,6 +158,7 @@ def _time_network(recipe: Recipe, measures: Sequence[Call], root: Path, device: 
         evaluate_all=per_sample(sum(batches.n for batches in sets)),
         measuring=_seconds_per_sample(measure_all, data.train)(data.train.n),
         parameters=sum(p.numel() * p.element_size() for p in model.parameters()),
+        samples=data.train.n,
         data_bytes=sum(b.inputs.numel() * b.inputs.element_size() + b.targets.numel() * 8 for b in sets),
         sample_bytes=_saved_bytes(training, data.train),
         evaluation_batch=min(data.train.size, data.train.n),
@@ -188,8 +194,7 @@ def _saved_bytes(training: Training, batches: Batches) -> int:
         return tensor
 
     n = min(8, batches.n)
-    training.model.eval()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with evaluating(training.model), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         training.loss(training.model(batches.inputs[:n]), batches.targets[:n])
     return sum(seen.values()) // n
 
@@ -201,7 +206,7 @@ def _cost(recipe: Recipe, states: int, share: float, step: float, network: _Netw
     checks = steps / every if recipe.stop else 0
     training = steps * step + curve * network.evaluate_all + checks * network.evaluate_train
     batch = max(
-        2 * recipe.batch_size * network.sample_bytes,
+        2 * min(recipe.batch_size, network.samples) * network.sample_bytes,
         math.ceil(DOUBLE_BACKWARD * network.evaluation_batch * network.sample_bytes),
     )
     memory = resting_memory() + 2 * network.data_bytes + batch + (8 + LANCZOS_VECTORS) * network.parameters

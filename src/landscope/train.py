@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from landscope.data import Data
 from landscope.losses import Loss, check_mean
-from landscope.models import evaluating
+from landscope.models import device_of, evaluating, seeded
 from landscope.spec import Recipe, derive
 from landscope.types import Batches
 
@@ -98,13 +97,14 @@ def advance(training: Training) -> Iterator[Training]:
     """Yields ``training`` as it stands, then after every step until it is done or has diverged.
 
     The order of the batches is a permutation of the samples drawn for each epoch from the recipe's seed and the
-    epoch's number; the last batch of an epoch may be smaller. A run whose loss is NaN or infinite stops as diverged.
+    epoch's number; the last batch of an epoch may be smaller. A run whose loss is NaN or infinite stops as diverged,
+    within 10 steps, and so does one whose last step leaves weights or buffers that are not finite.
     """
     recipe = training.recipe
     stop = recipe.stop.bind() if recipe.stop else None
     every = recipe.stop["every"] if recipe.stop else 0
     take_step = _stepper(training)
-    so_far = torch.zeros((), device=next(training.model.parameters()).device)
+    so_far = torch.zeros((), device=device_of(training.model))
     training.model.train()
     if training.step >= recipe.steps:
         training.status = "done"
@@ -115,26 +115,33 @@ def advance(training: Training) -> Iterator[Training]:
         last = training.step == recipe.steps
         if training.step % CHECK_DIVERGENCE == 0 or last:
             if not math.isfinite(so_far.item()):
-                _diverge(training)
+                diverge(training)
             so_far.zero_()
         training.train_loss = None
         if stop and training.status == "running" and (training.step % every == 0 or last):
             training.train_loss = evaluate(training.model, training.loss, training.data.train)["loss"]
             if not math.isfinite(training.train_loss):
-                _diverge(training)
+                diverge(training)
             elif stop(training.train_loss):
                 training.status = "done"
         if last and training.status == "running":
             training.status = "done"
+        if training.status == "done" and not _finite(training.model):  # the last step itself may have broken it
+            diverge(training)
         yield training
 
 
-def _diverge(training: Training) -> None:
+def diverge(training: Training) -> None:
+    """Record that a run's loss or weights are no longer finite."""
     training.status = "diverged"
     training.reason = (
-        f"the training loss was NaN or infinite by step {training.step}: "
+        f"the training loss or the weights were NaN or infinite by step {training.step}: "
         "try a smaller learning rate, warm-up or gradient clipping"
     )
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in model.state_dict().values() if t.is_floating_point())
 
 
 def _batch_source(training: Training) -> Callable[[int], tuple[Tensor, Tensor]]:
@@ -165,10 +172,8 @@ def _stepper(training: Training) -> Callable[[], Tensor]:
     batch = _batch_source(training)
     terms = [term.bind() for term in recipe.regularizers]
     constraint = recipe.constraint.bind() if recipe.constraint else None
-    random_forward: bool | None = None  # whether the forward pass draws random numbers: found out at the first step
 
     def take_step() -> Tensor:
-        nonlocal random_forward
         inputs, targets = batch(training.step)
         losses: list[Tensor] = []
 
@@ -183,13 +188,8 @@ def _stepper(training: Training) -> Callable[[], Tensor]:
             losses.append(value.detach())
             return value
 
-        if random_forward is False:
+        with seeded(derive(recipe.seed, "forward", training.step)):  # for dropout and its like
             make_step(closure)
-        else:
-            with seeded(derive(recipe.seed, "forward", training.step)):
-                before = torch.get_rng_state()
-                make_step(closure)
-                random_forward = random_forward or not torch.equal(before, torch.get_rng_state())
         if training.schedule is not None:
             training.schedule.step()
         if constraint:
@@ -197,14 +197,6 @@ def _stepper(training: Training) -> Callable[[], Tensor]:
         return losses[0]
 
     return take_step
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """PyTorch's global generators seeded inside, and as they were found outside."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 @torch.no_grad()
@@ -216,7 +208,7 @@ def evaluate(model: nn.Module, loss: Loss, batches: Batches) -> dict[str, float]
     Returns:
         ``{"loss": …, "accuracy": …}``; accuracy is a share between 0 and 1.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     total, correct, classes = 0.0, 0, not batches.targets.is_floating_point()
     with evaluating(model):
         for inputs, targets in batches:

@@ -1,7 +1,7 @@
 """Measuring: a state of a run, or a network of the user's own."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import landscope.measures as all_measures
 import landscope.store as store
-from landscope.engine.training import load_at, load_data, start_state
-from landscope.losses import check_mean
+from landscope.engine.training import evaluation_size, load_at, load_data, start_state
+from landscope.losses import check_additive, check_mean, check_targets
+from landscope.models import device_of, evaluating, seeded
 from landscope.spec import At, Call, Cell, Recipe, call, derive, key
 from landscope.train import begin, state_of
 from landscope.types import Batches, Estimate, Snapshot, Table
@@ -48,10 +49,15 @@ def measure_cell(state: At, measures: Sequence[Call], root: Path, device: torch.
     record = store.run_record(root, state.key)
     step = store.resolve_step(state.step, record or {}, store.history(root, state.key))
     values = {
-        key(measure): measure(snapshot(fresh.model, initial, fresh.loss, vars(fresh.data), step or 0, measure))
+        key(measure): _taken(measure, snapshot(fresh.model, initial, fresh.loss, vars(fresh.data), step or 0, measure))
         for measure in todo
     }
     store.write_values(root, Cell(state, todo), values)
+
+
+def _taken(measure: Call, of: Snapshot) -> Mapping[str, Any]:
+    with seeded(of.seed):  # a network that draws random numbers of its own meets the same ones every time
+        return measure(of)
 
 
 def snapshot(
@@ -84,7 +90,8 @@ def measure(
     Args:
         model: The network. Its mode, weights and buffers are afterwards as they were.
         loss: ``loss(outputs, targets)``, the mean over a batch.
-        train: The training set: a pair of tensors (inputs, targets), `Batches`, or an iterable of such pairs.
+        train: The training set: a pair of tensors (inputs, targets), `Batches`, or an iterable of such pairs, whose
+            size is then the size of the batches measured with.
         valid: The validation set, or None.
         test: The test set, or None.
         measures: Names (``landscope list`` has them) or Calls with settings; None: all, as they are.
@@ -116,20 +123,31 @@ def measured(
     ``on_measure`` is called with each measure's name before it starts; the other arguments are `measure`'s.
     """
     check_mean(loss)
-    calls = [m if isinstance(m, Call) else find_measure(m) for m in measures or sorted(all_measures.names())]
-    given = {"train": train, "valid": valid, "test": test}
-    sets = {name: None if part is None else _batches(part, name) for name, part in given.items()}
-    modes = [(module, module.training) for module in model.modules()]
+    chosen = sorted(all_measures.names()) if measures is None else [measures] if isinstance(measures, str) else measures
+    calls = [m if isinstance(m, Call) else find_measure(m) for m in chosen]
     values: dict[str, Mapping[str, Any]] = {}
-    try:
+    with evaluating(model), seeded(0):  # reading a DataLoader draws random numbers
+        given = {"train": train, "valid": valid, "test": test}
+        sets = {name: None if part is None else _batches(part, name) for name, part in given.items()}
+        _check_loss(model, loss, sets)
         for one in calls:
             if on_measure is not None:
                 on_measure(one.name)
-            values[repr(one) if one.name in values else one.name] = one(snapshot(model, None, loss, sets, 0, one))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+            name = repr(one) if one.name in values else one.name
+            values[name] = _taken(one, snapshot(model, None, loss, sets, 0, one))
     return values
+
+
+@torch.no_grad()
+def _check_loss(model: nn.Module, loss: Any, sets: Mapping[str, Batches | None]) -> None:
+    for batches in sets.values():
+        if batches is not None:
+            check_targets(loss, batches.targets)
+    train, device = sets["train"], device_of(model)
+    if train is None:
+        raise ValueError("there are no training data: give train=(inputs, targets)")
+    inputs, targets = next(iter(train))
+    check_additive(loss, model(inputs.to(device)), targets.to(device))
 
 
 def find_measure(name: str) -> Call:
@@ -148,19 +166,31 @@ def find_measure(name: str) -> Call:
 
 def _batches(data: Any, name: str) -> Batches:
     """A user's data as batches in memory, checked."""
+    expected = f"the {name} data are a pair of tensors (inputs, targets), or an iterable of such pairs"
     if isinstance(data, Batches):
         batches = data
-    else:
-        pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(x, Tensor) for x in data)
-        parts = [data] if pair else [(x, y) for x, y in data]
+    elif _is_pair(data):
+        batches = Batches(*data, size=evaluation_size(data[0]) if len(data[0]) else 1)
+    elif isinstance(data, Iterable):
+        parts = list(data)
         if not parts:
             raise ValueError(f"the {name} data are empty: at least one sample is needed")
-        batches = Batches(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
+        wrong = next((part for part in parts if not _is_pair(part)), None)
+        if wrong is not None:
+            raise TypeError(f"{expected}, not of {type(wrong).__name__} (torch.as_tensor makes tensors of arrays)")
+        size = max(1, *(len(x) for x, _ in parts))
+        batches = Batches(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]), size)
+    else:
+        raise TypeError(f"{expected}, not {type(data).__name__}")
     for what, tensor in (("inputs", batches.inputs), ("targets", batches.targets)):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             row = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[0])
             raise ValueError(f"the {name} {what} hold NaN or infinity, first in row {row}: clean the data first")
     return batches
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
 
 
 def _value_rows(measure: str, name: str, value: Any) -> list[dict[str, Any]]:

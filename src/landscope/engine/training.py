@@ -15,8 +15,9 @@ from torch import Tensor
 
 import landscope.store as store
 from landscope.data import Data
+from landscope.models import device_of
 from landscope.spec import At, Call, Recipe, Step
-from landscope.train import CHECK_DIVERGENCE, Training, advance, begin, checkpoint, evaluate, restore, state_of
+from landscope.train import CHECK_DIVERGENCE, Training, advance, begin, checkpoint, diverge, evaluate, restore, state_of
 from landscope.types import Batches
 
 CHECKPOINT_SECONDS = 120.0  # between mid-run checkpoints; it decides nothing about the results
@@ -56,9 +57,9 @@ def train_run(
     training = begin(recipe, load_data(recipe, root), device=device, start=start_state(recipe, root))
     rows: list[dict[str, Any]] = []
     kept: dict[int, dict[str, Tensor]] = {}
-    _resume(training, rows, kept, root, run, device)
     # A run that is done again because a state is missing keeps the states that it had, too.
     wanted = [*steps, *(record["states"] if record else ())]
+    _resume(training, rows, kept, wanted, root, run)
     observe = _observer(training, rows, kept, wanted)
     saved = time.perf_counter()
     for _ in advance(training):
@@ -116,29 +117,35 @@ def _observer(
     enough to say at which check it first was below any level.
     """
     recipe = training.recipe
-    every = recipe.stop["every"] if recipe.stop else 1
-    curve = curve_steps(recipe.steps, every)
+    curve = curve_steps(recipe.steps, recipe.stop["every"] if recipe.stop else 1)
     numbers = {0 if step == "start" else step for step in wanted if isinstance(step, int) or step == "start"}
-    levels = {step[2] for step in wanted if isinstance(step, tuple)}
-    lowest = min((row["train_loss"] for row in rows if "train_loss" in row), default=math.inf)
+    levels = [step[1:] for step in wanted if isinstance(step, tuple)]
+    lowest: dict[str, float] = {}
+    for row in rows:
+        _lower(lowest, row)
 
     def observe() -> None:
-        nonlocal lowest
-        done, checked, row = training.status == "done", training.train_loss, None
+        done, row = training.status == "done", {}
         if training.step in curve or done:
             row = _curve_row(training)
-            checked = row["train_loss"]
-        elif checked is not None and checked < lowest:
-            row = {"step": training.step, "train_loss": checked, "gradient_evaluations": training.gradient_evaluations}
-        if row is not None and (not rows or rows[-1]["step"] < training.step):
-            rows.append(row)
-        crossed = checked is not None and any(checked < level <= lowest for level in levels)
+            if done and not math.isfinite(row["train_loss"]):
+                diverge(training)
+        elif training.train_loss is not None and training.train_loss < lowest.get("train_loss", math.inf):
+            row = {"train_loss": training.train_loss}
+        if row and (not rows or rows[-1]["step"] < training.step):
+            rows.append({"step": training.step, "gradient_evaluations": training.gradient_evaluations} | row)
+        crossed = any(name in row and row[name] < level <= lowest.get(name, math.inf) for name, level in levels)
         if crossed or training.step in numbers or (done and "end" in wanted):
             kept.setdefault(training.step, state_of(training.model))
-        if checked is not None:
-            lowest = min(lowest, checked)
+        _lower(lowest, row)
 
     return observe
+
+
+def _lower(lowest: dict[str, float], row: Mapping[str, float]) -> None:
+    for name, value in row.items():
+        if value < lowest.get(name, math.inf):
+            lowest[name] = value
 
 
 def curve_steps(steps: int, every: int) -> set[int]:
@@ -148,8 +155,8 @@ def curve_steps(steps: int, every: int) -> set[int]:
     return {0, steps} | {min(steps, math.ceil(x / every) * every) for x in spaced}
 
 
-def _curve_row(training: Training) -> dict[str, Any]:
-    row: dict[str, Any] = {"step": training.step, "gradient_evaluations": training.gradient_evaluations}
+def _curve_row(training: Training) -> dict[str, float]:
+    row: dict[str, float] = {}
     for name in ("train", "valid", "test"):
         batches: Batches | None = getattr(training.data, name)
         if batches is not None:
@@ -168,19 +175,26 @@ def _resume(
     training: Training,
     rows: list[dict[str, Any]],
     kept: dict[int, dict[str, Tensor]],
+    wanted: Sequence[Step],
     root: Path,
     run: str,
-    device: torch.device,
 ) -> None:
+    """Go on from the mid-run checkpoint, unless there is none or it lacks a state that is wanted by now."""
     partial = store.load_partial(root, run)
     if partial is None:
         return
     tensors, meta = partial
+    found: dict[int, dict[str, Tensor]] = {}
     for name in [name for name in tensors if name.startswith("kept/")]:
         _, step, inner = name.split("/", 2)
-        kept.setdefault(int(step), {})[inner] = tensors.pop(name)
-    restore(training, {name: t.to(device) for name, t in tensors.items()}, meta)
-    rows.extend(meta["rows"])
+        found.setdefault(int(step), {})[inner] = tensors.pop(name)
+    passed = {"steps": meta["step"] - 1}
+    needed = {store.resolve_step(step, passed, meta["rows"]) for step in wanted if step != "end"} - {None}
+    if needed <= set(found):
+        device = device_of(training.model)
+        restore(training, {name: t.to(device) for name, t in tensors.items()}, meta)
+        rows.extend(meta["rows"])
+        kept.update(found)
 
 
 def start_state(recipe: Recipe, root: Path) -> Mapping[str, Tensor] | None:
@@ -217,9 +231,14 @@ def load_data(recipe: Recipe, root: Path) -> Data:
     return _load_data(recipe.data, recipe.seed, root)
 
 
+def evaluation_size(inputs: Tensor) -> int:
+    """Samples in an evaluation batch: it follows from the size of one input alone."""
+    return max(64, min(4096, EVALUATION_NUMBERS // max(1, inputs[0].numel())))
+
+
 def sized(data: Data) -> Data:
     """The same data in evaluation batches whose size follows from the size of one input alone."""
-    size = max(64, min(4096, EVALUATION_NUMBERS // max(1, data.train.inputs[0].numel())))
+    size = evaluation_size(data.train.inputs)
     train, valid, test = (b and Batches(b.inputs, b.targets, size) for b in (data.train, data.valid, data.test))
     return replace(data, train=train, valid=valid, test=test)
 

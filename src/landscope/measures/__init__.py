@@ -22,7 +22,9 @@ def _found() -> dict[str, tuple[str, str]]:
         if not file.name.endswith(".py") or file.name.startswith("_"):
             continue
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args[:1]] == ["snapshot"]:
+            if isinstance(node, ast.FunctionDef) and [a.arg for a in (*node.args.posonlyargs, *node.args.args)[:1]] == [
+                "snapshot"
+            ]:
                 if not node.name.startswith("_"):
                     line = (ast.get_docstring(node) or "").partition("\n")[0]
                     found[node.name] = (file.name.removesuffix(".py"), line)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from landscope.directions import filter_normalised, gaussian
-from landscope.models import evaluating
+from landscope.models import device_of, evaluating
 from landscope.spec import derive
 from landscope.types import Snapshot
 
@@ -37,7 +37,8 @@ def weight_perturbation(
 
     Returns:
         With the prefix ``absolute_`` or ``filter_``, each of shape ``[magnitudes]``: ``loss``, ``loss_increase``
-        (perturbed less base loss), ``loss_increase_percent`` (of the base loss), ``accuracy`` and ``flipped`` (the
+        (perturbed less base loss), ``loss_increase_percent`` (of the base loss; infinite where that is 0), and, where
+        targets are classes, ``accuracy`` and ``flipped`` (the
         share of training samples whose predicted label changes), all means over draws, each with its standard error
         over draws under ``…_sem``; and ``magnitudes``.
 
@@ -78,17 +79,18 @@ def weight_perturbation(
 
 @torch.no_grad()
 def _predictions(snapshot: Snapshot, weights: dict[str, Tensor]) -> tuple[float, Tensor, float]:
-    """Mean loss, predicted labels ``[n]`` and accuracy (NaN for regression) on the training set."""
+    """Mean loss, predicted labels ``[n]`` (none for regression) and accuracy (NaN there) on the training set."""
     model: nn.Module = snapshot.model
     total, predicted, correct = 0.0, [], 0
     classes = not snapshot.train.targets.is_floating_point()
-    device = next(model.parameters()).device
+    device = device_of(model)
     with evaluating(model):
         for inputs, targets in snapshot.train:
             inputs, targets = inputs.to(device), targets.to(device)
             outputs = functional_call(model, weights, (inputs,))
             total += snapshot.loss(outputs, targets).item() * len(inputs)
-            predicted.append(outputs.argmax(1))
-            correct += int((predicted[-1] == targets).sum()) if classes else 0
+            if classes:
+                predicted.append(outputs.argmax(1))
+                correct += int((predicted[-1] == targets).sum())
     n = snapshot.train.n
-    return total / n, torch.cat(predicted), correct / n if classes else math.nan
+    return total / n, torch.cat(predicted) if classes else torch.zeros(0), correct / n if classes else math.nan

@@ -18,8 +18,8 @@ def top_eigenvalues(
     Args:
         snapshot: The network and its data.
         k: How many eigenvalues.
-        rtol: Residual over the largest magnitude at which Lanczos stops.
-        max_products: Products with the Hessian at the most.
+        rtol: Residual over the eigenvalue's magnitude at which Lanczos stops.
+        max_products: Products of the Hessian with a vector at the most.
 
     Returns:
         ``top_eigenvalue`` and ``top_eigenvalue_residual`` (of the largest), ``top_eigenvalue_converged`` (1 or 0),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from landscope.spec.recipes import Recipe
 
 OURS = "landscope."
+_SIMPLE_JSON = json.JSONEncoder(separators=(",", ":")).encode
 Step = int | str | tuple[Any, ...]  # a step, "start", "end", or first_below(...)
 
 
@@ -306,4 +307,6 @@ def key(x: Any) -> str:
 
 def derive(*parts: Any) -> int:
     """A seed of 63 bits for one purpose, such as ``derive(recipe.seed, "order", epoch)``: streams do not overlap."""
-    return int.from_bytes(hashlib.sha256(canonical_json(parts).encode()).digest()[:8], "big") >> 1
+    simple = all(type(part) in (int, str) for part in parts)  # the same text, in a tenth of the time
+    text = _SIMPLE_JSON(parts) if simple else canonical_json(parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
