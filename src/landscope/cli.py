@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -89,6 +91,7 @@ def list_() -> None:
     """List experiments, measures and data sets, with one line each."""
     from landscope import data, experiments, measures
 
+    width = max(60, shutil.get_terminal_size().columns)
     for title, known in (
         ("Experiments", experiments.names()),
         ("Measures", measures.names()),
@@ -96,7 +99,7 @@ def list_() -> None:
     ):
         print(f"{title}:")
         for name, line in known.items():
-            print(f"  {name:<26} {line}")
+            print(textwrap.fill(f"  {name:<26} {line}", width, subsequent_indent=" " * 29))
         print()
 
 
@@ -111,7 +114,10 @@ def plan(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Say what would be trained and measured, what could be detected, and predict time and memory."""
+    """Predict what a run would train, detect and cost.
+
+    Nothing is trained but a few steps, which are timed to predict seconds and memory on this machine.
+    """
     with _clear_errors(debug):
         from landscope import terminal
 
@@ -184,8 +190,9 @@ def run(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Train what is not trained, measure what is not measured, judge the claims, write the report.
+    """Train, measure, judge the claims, write the report.
 
+    Only what is not trained and measured yet is done.
     Interrupt it whenever you like: the same command goes on where it stopped.
     """
     with _clear_errors(debug):

@@ -1,0 +1,89 @@
+"""The real command in a process of its own, and one small store that all tests of it share."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NAME = "johannsen2026_batch_size"
+SMOKE = (NAME, "--scale", "smoke")
+Done = subprocess.CompletedProcess[str]
+NETWORK = """
+import torch
+def make():
+    return torch.nn.Sequential(torch.nn.Linear(64, 10))
+"""
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "landscope", *map(str, words)]
+
+
+def landscope(*words: object, cwd: Path | None = None, timeout: float = 120) -> Done:
+    """Run a command to its end."""
+    return subprocess.run(
+        command(*words), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def good(*words: object, cwd: Path | None = None) -> str:
+    """What a command that must succeed prints."""
+    done = landscope(*words, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def facts(store: Path) -> dict[str, Any]:
+    """The report for programs."""
+    return json.loads(good("report", *SMOKE, "--runs", store, "--json"))
+
+
+def refused(done: Done, *said: str, code: int = 2) -> str:
+    """Check that a command was refused in our words, in one line, and return that line."""
+    assert done.returncode == code, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert "Traceback" not in done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("landscope: ")
+    for part in said:
+        assert part in lines[0]
+    return lines[0]
+
+
+def content(root: Path, *, machine: bool = False) -> dict[str, bytes]:
+    """Every file of a store that two machines should agree on (with ``machine``: every file)."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+        and (machine or path.name != "environment.json")
+        and path.suffix != ".html"
+        and ".cache" not in path.parts
+    }
+
+
+def run_folders(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("*/spec.json"))
+
+
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke store, made once for all test processes of a session, by the first that asks."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    with (base / "smoke.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        store = base / "smoke-store"
+        if not (base / "smoke.txt").exists():
+            # two processes: the tests compare it with what one makes
+            said = good("run", *SMOKE, "--runs", store, "--jobs", 2)
+            (base / "smoke.txt").write_text(said)
+    return store
