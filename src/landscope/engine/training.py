@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ CURVE_POINTS_PER_DECADE = 8
 EVALUATION_NUMBERS = 2**20  # input numbers in an evaluation batch, which bounds its memory
 
 
+@runtime_checkable
 class Control(Protocol):
     """What a sweep gives its workers: a way to say how far they are, and the question whether to stop."""
 
