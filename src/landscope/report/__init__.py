@@ -1,0 +1,34 @@
+"""What an experiment found, as one self-contained HTML file, as JSON for programs, and as files for a paper.
+
+A report is made of facts that somebody else gathered (`Report`): nothing here reads a store, trains or judges, and
+nothing imports PyTorch. The page opens offline, asks for nothing, runs only the two scripts whose hashes its own
+security policy names, and works without them. The same facts give the same bytes.
+"""
+
+from landscope.report.effects import forest
+from landscope.report.exports import export, to_csv, to_latex, verdict_table
+from landscope.report.facts import Report, to_json
+from landscope.report.held import EQUAL, QUANTITIES, Held, held_equal
+from landscope.report.markup import TABLE_ROWS, data_table
+from landscope.report.page import headline, measures_html, to_html
+from landscope.report.texts import compact
+
+__all__ = [
+    "EQUAL",
+    "QUANTITIES",
+    "TABLE_ROWS",
+    "Held",
+    "Report",
+    "compact",
+    "data_table",
+    "export",
+    "forest",
+    "headline",
+    "held_equal",
+    "measures_html",
+    "to_csv",
+    "to_html",
+    "to_json",
+    "to_latex",
+    "verdict_table",
+]

@@ -1,0 +1,131 @@
+"""Files for a paper: figures as PDF and PNG, tables as CSV and LaTeX."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from landscope import render
+from landscope.report.facts import Report
+from landscope.report.page import claim_cards
+from landscope.report.texts import cell, clean, slug
+from landscope.stats import Verdict
+from landscope.types import Table
+
+
+def export(report: Report, folder: Path | str) -> list[Path]:
+    """Write every figure as PDF (3.25 and 6.75 inches wide) and PNG, and every table as CSV and LaTeX (booktabs).
+
+    Args:
+        report: What to write.
+        folder: Made where it is missing; files of the same names are replaced.
+
+    Returns:
+        The files written, in order.
+    """
+    folder = Path(folder)
+    forests = [card["figure"] for card in claim_cards(report) if card["figure"] is not None]
+    files: dict[str, bytes] = {}
+    tables = {"verdicts": verdict_table(report.verdicts)}
+    for figure in [*forests, *report.figures]:
+        for width in render.WIDTHS:
+            files[f"figures/{figure.name}-{width:g}in.pdf"] = render.pdf(figure, width)
+        files[f"figures/{figure.name}.png"] = render.png(figure)
+        tables[f"figure-{figure.name}"] = figure.table()
+    for i, (protocol, table) in enumerate(report.tables.items()):
+        tables[f"results-{i}-{slug(protocol)}"] = table
+    for name, table in tables.items():
+        files[f"tables/{name}.csv"] = to_csv(table).encode()
+        files[f"tables/{name}.tex"] = to_latex(table).encode()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return [folder / name for name in files]
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """The verdicts as a table, numbers on the scale of each claim's statistic."""
+    return Table.of(
+        {
+            "claim": v.claim.text,
+            "protocol": v.control or "published",
+            "verdict": v.word,
+            "effect": v.effect,
+            "low": v.low,
+            "high": v.high,
+            "p adjusted": v.p_adjusted,
+            "n": v.n,
+            "paper": v.claim.paper.value if v.claim.paper and v.control is None else None,
+        }
+        for v in verdicts
+    )
+
+
+def to_csv(table: Table) -> str:
+    r"""A table as comma-separated values, numbers in full.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    >>> to_csv(Table.of([{"a": "=1+1", "b": 0.1}]))
+    "a,b\n'=1+1,0.1\n"
+    """
+    import csv
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([_unformula(name) for name in table.columns])
+    writer.writerows([_unformula(v) for v in row.values()] for row in table.rows())
+    return buffer.getvalue()
+
+
+def _unformula(value: Any) -> Any:
+    if isinstance(value, str):
+        return ("'" if re.match(r"[=+@\t\r-]", value) else "") + clean(value)
+    return "" if value is None else repr(value) if isinstance(value, float) else value
+
+
+def to_latex(table: Table) -> str:
+    r"""A table as a LaTeX ``tabular`` with booktabs rules (``\usepackage{booktabs}``).
+
+    >>> print(to_latex(Table.of([{"share_%": 0.5}])))
+    \begin{tabular}{r}
+    \toprule
+    share\_\% \\
+    \midrule
+    0.5 \\
+    \bottomrule
+    \end{tabular}
+    <BLANKLINE>
+    """
+    numeric = ["r" if all(isinstance(v, (int, float, type(None))) for v in c) else "l" for c in table.columns.values()]
+    lines = [f"\\begin{{tabular}}{{{''.join(numeric)}}}", "\\toprule"]
+    lines += [" & ".join(map(_tex, table.columns)) + " \\\\", "\\midrule"]
+    lines += [" & ".join(_tex(cell(v)) for v in row.values()) + " \\\\" for row in table.rows()]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "×": r"$\times$",
+    "÷": r"$\div$",
+    "±": r"$\pm$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "∞": r"$\infty$",
+    "…": r"\ldots{}",
+    "λ": r"$\lambda$",
+    "σ": r"$\sigma$",
+    "τ": r"$\tau$",
+    "·": r"$\cdot$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+} | {c: "\\" + c for c in "&%$#_{}"}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in " ".join(clean(str(text)).split()))

@@ -1,0 +1,158 @@
+"""The pages: an experiment's report and one network's measures, each as one HTML file that needs nothing else."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from landscope.figures import Figure
+from landscope.report.effects import forest
+from landscope.report.facts import Report
+from landscope.report.held import QUANTITIES, held_equal
+from landscope.report.markup import filled
+from landscope.spec import step_name
+from landscope.stats import Verdict
+from landscope.types import Estimate
+
+
+def to_html(report: Report) -> str:
+    """The report as one HTML file that needs nothing else."""
+    cards = claim_cards(report)
+    figures = [card["figure"] for card in cards if card["figure"] is not None]
+    held = held_equal(report.tables, report.arms)
+    return filled(
+        "report.html",
+        [*figures, *report.figures],
+        report=report,
+        experiment=report.experiment,
+        published=next(iter(report.experiment.runs), "published"),
+        controls=list(
+            dict.fromkeys(v.control for v in report.verdicts if v.control is not None and not v.claim.positive)
+        ),
+        cards=cards,
+        headline=headline(report.verdicts),
+        held=held,
+        quantities=[(name, why) for name, why, _ in QUANTITIES if any(name in h for h in held.values())],
+        step_name=step_name,
+        judged=sorted({step_name(p.judged) for p in report.experiment.runs.values()}),
+    )
+
+
+def headline(verdicts: Sequence[Verdict]) -> str:
+    """The answer in two sentences: what holds as published, and what survives the controls."""
+    known = [v for v in verdicts if v.claim.positive]
+    verdicts = [v for v in verdicts if not v.claim.positive]
+    published = [v for v in verdicts if v.control is None]
+    if known:
+        found = "found" if all(v.word == "supported" for v in known) else "not found"
+        return f"{headline(verdicts)} The positive control is {found}."
+    words = [v.word for v in published]
+    counts = [(words.count(w), w) for w in dict.fromkeys(words)]
+    if not published:
+        return "Nothing has been judged yet."
+    total = len(published)
+    if len(counts) == 1:
+        all_of = "The claim is" if total == 1 else f"All {total} claims are"
+        said = f"{all_of} {words[0]} under the paper’s own protocol"
+    else:
+        parts = [f"{n} {_is(n)} {word}" for n, word in counts]
+        said = f"Of {total} claims, {_listed(parts)} under the paper’s own protocol"
+    held = [v.claim.text for v in published if v.word == "supported"]
+    controls = {v.control for v in verdicts if v.control is not None}
+    if not held or not controls:
+        return f"{said}."
+    kept = sum(all(v.word == "supported" for v in verdicts if v.claim.text == text) for text in held)
+    every = "the control" if len(controls) == 1 else f"all {len(controls)} controls"
+    if len(held) == 1:
+        one = "it" if total == 1 else "the supported one"
+        return f"{said}; {one} {'survives' if kept else 'does not survive'} {every}."
+    fate = "none of them survives" if not kept else "all of them survive" if kept == len(held) else None
+    return (
+        f"{said}; {fate or f'{kept} of the {len(held)} supported ' + ('survives' if kept == 1 else 'survive')} {every}."
+    )
+
+
+def _is(n: int) -> str:
+    return "is" if n == 1 else "are"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def claim_cards(report: Report) -> list[dict[str, Any]]:
+    """What the page says of each claim, in the experiment's order: a dictionary each, as the template reads it."""
+    cards = []
+    for text in dict.fromkeys(v.claim.text for v in report.verdicts):
+        verdicts = [v for v in report.verdicts if v.claim.text == text]
+        verdicts.sort(key=lambda v: v.control is not None)
+        number = len(cards) + 1
+        claim = verdicts[0].claim
+        cards.append(
+            {
+                "id": f"claim-{number}",
+                "claim": claim,
+                "weakest": verdicts[0].weakest,
+                "verdicts": verdicts,
+                "by_control": {v.control: v for v in verdicts},
+                "figure": forest(verdicts, f"effect-{number}"),
+                "post_hoc": text in report.post_hoc,
+                "replication": [v for v in report.replication if v.claim.text == text],
+            }
+        )
+    return cards
+
+
+def measures_html(
+    title: str,
+    facts: Mapping[str, str],
+    values: Mapping[str, Mapping[str, Any]],
+    *,
+    figures: Sequence[Figure] = (),
+    command: str = "",
+    environment: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
+    version: str = "",
+) -> str:
+    """The measures of one network as an HTML file in the look of the reports.
+
+    Args:
+        title: What was measured.
+        facts: The network and its data: ``{"parameters": "9,610", …}``.
+        values: By measure, by name: a float, an `Estimate`, or an array (a tensor too).
+        figures: Figures of arrays, if there are any.
+        command: The command that measures this again.
+        environment: Versions, processor, operating system.
+        notes: By measure, what it is, in a sentence or two.
+        version: Landscope's.
+    """
+    rows = [
+        (measure, [(name, *_measured(value)) for name, value in named.items()]) for measure, named in values.items()
+    ]
+    return filled(
+        "measures.html",
+        list(figures),
+        title=title,
+        facts=facts,
+        rows=rows,
+        figures=figures,
+        command=command,
+        environment=environment or {},
+        notes=notes or {},
+        version=version,
+    )
+
+
+def _measured(value: Any) -> tuple[str, str, str, list[str]]:
+    """A measured value as (number, standard error, interval, further numbers)."""
+    if isinstance(value, Estimate):
+        error = "exact" if value.sem == 0 else f"{value.sem:.2g} (n = {value.n})"
+        spans = value.sem > 0 and value.freedom > 0
+        interval = "{:.5g} to {:.5g}".format(*value.interval()) if spans else ""
+        return f"{value.mean:.5g}", error, interval, []
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(listed, (list, tuple)):
+        flat = [f"{v:.5g}" for v in np.asarray(listed, dtype=np.float64).reshape(-1)]
+        shape = " × ".join(map(str, np.shape(listed)))
+        return f"{shape} numbers", "", "", flat[:1000]
+    return f"{listed:.5g}" if isinstance(listed, float) else str(listed), "", "", []
