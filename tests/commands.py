@@ -28,7 +28,7 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "landscope", *map(str, words)]
 
 
-def landscope(*words: object, cwd: Path | None = None, timeout: float = 120) -> Done:
+def landscope(*words: object, cwd: Path | None = None, timeout: float = 600) -> Done:
     """Run a command to its end."""
     return subprocess.run(
         command(*words), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False

@@ -372,14 +372,14 @@ def test_a_state_dict_that_does_not_fit_names_keys_and_shapes(here):
 
 
 def test_tied_weights_may_be_left_out():
-    Path_ = Path("x.safetensors")
+    file = Path("x.safetensors")
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     state = {name: torch.ones_like(t) for name, t in model.state_dict().items() if name != "1.weight"}
-    own.load_into(model, state, Path_)
+    own.load_into(model, state, file)
     assert bool((model[1].weight == 1).all())
     with pytest.raises(ValueError, match=r"lacks 0\.bias"):
-        own.load_into(model, {n: t for n, t in state.items() if n != "0.bias"}, Path_)
+        own.load_into(model, {n: t for n, t in state.items() if n != "0.bias"}, file)
 
 
 # --- factories ----------------------------------------------------------------------------------------------------

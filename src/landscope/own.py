@@ -129,7 +129,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
         ValueError: where keys or shapes do not match; the message names them.
     """
     own = model.state_dict()
-    tied = {n for n, t in own.items() if any(m != n and m in state and o is t for m, o in own.items())}
+    given = {_place(t) for n, t in own.items() if n in state}
+    tied = {n for n, t in own.items() if n not in state and _place(t) in given}
     missing = sorted(set(own) - set(state) - tied)
     further = sorted(set(state) - set(own))
     shapes = [
@@ -145,6 +146,11 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     if problems:
         raise ValueError(f"{path} does not fit the model: {'; '.join(problems)}")
     model.load_state_dict(state, strict=False)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for two names of one tensor; what holds nothing is at no place of its own."""
+    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (id(tensor),)
 
 
 def _some(names: list[str], most: int = 4) -> str:
@@ -168,9 +174,16 @@ def measure_checkpoint(
     if loss not in LOSSES:
         raise ValueError(f"--loss is {' or '.join(LOSSES)}, not {loss!r}")
     calls = [find_measure(name) for name in (measures or sorted(all_measures.names()))]
+    for option, value, least in (("--train", train, 1), ("--seed", seed, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{option} is at least {least}, not {value}")
+    if out is not None and (out.is_dir() or not _parent(out).is_dir()):
+        raise ValueError(f"--out {out} is no place for a file: name an HTML file in a folder")
     state = load_checkpoint(checkpoint)
     model = build(factory)
     load_into(model, state, checkpoint)
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"--model {factory} returned a module that has no parameters: there is nothing to measure")
     source = find(data, cache)
     drawn = sized(source.draw(**({} if train is None else {"train": train}))(seed, cache))
     model.to(device).eval()
@@ -210,6 +223,11 @@ def measure_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, page.encode())
     return path
+
+
+def _parent(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
 
 
 def _try(model: nn.Module, inputs: Tensor, outputs: int, source: Any) -> None:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from landscope.comparisons import against, along, configurations, learning
 from landscope.figures import Figure
 from landscope.losses import cross_entropy
-from landscope.measures.performance import performance
+from landscope.measures.outcomes import performance
 from landscope.measures.sharpness import PUBLISHED_MAGNITUDES, weight_perturbation
 from landscope.measures.spectrum import top_eigenvalues
 from landscope.models import cnn, mlp
