@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from landscope import render
 from landscope.figures import REFERENCE, Axis, Figure, Panel, Series
+from landscope.render.paper import _power
 
 FINDING = "Batch 8 ends at 0.5, batch 512 at 1.5 after 40 epochs."
 HOSTILE = (
@@ -255,7 +256,7 @@ def test_text_can_be_read_in_print(width):
 
 
 def test_powers_and_widths():
-    assert [render._power(v) for v in (1e-5, 0.001, 1, 2000, 3e6)] == ["10⁻⁵", "0.001", "1", "2000", "3×10⁶"]
+    assert [_power(v) for v in (1e-5, 0.001, 1, 2000, 3e6)] == ["10⁻⁵", "0.001", "1", "2000", "3×10⁶"]
     with pytest.raises(ValueError, match="between 2 and 20"):
         render.pdf(hostile(), 1)
     with pytest.raises(ValueError, match="light or dark"):
