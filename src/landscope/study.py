@@ -82,7 +82,10 @@ def begin(name: str, scale: str, data: str | None, root: Path, seeds: int | None
     experiment = check(name, scale, seeds)
     source = find(data or experiment.data[scale], root / ".cache")
     study = Study(name, experiment, scale, source, root, experiment.seeds[scale] if seeds is None else seeds)
-    study.runs(1)  # an experiment that cannot use these data says so now
+    try:
+        study.runs(1)  # an experiment that cannot use these data says so now
+    except TypeError as error:  # a setting, such as label noise, that the data set does not have
+        raise ValueError(f"{name} cannot be run on {source.name} at scale {scale}: {error}") from error
     return study
 
 

@@ -117,7 +117,9 @@ def _recipe(
 
 
 def _epochs(of: Arms, data: Any, size: int, epochs: int) -> int:
-    return epochs * math.ceil(data.draw(**of.data)["train"] / size)
+    drawn = dict(data.draw(**of.data).kwargs)
+    train = drawn.get("train") or data.n_train - (drawn.get("valid") or 0)  # by default all that are left
+    return epochs * math.ceil(train / size)
 
 
 def published(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]:
