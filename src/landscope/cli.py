@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,10 +62,28 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @contextmanager
-def _clear_errors(debug: bool) -> Iterator[None]:
-    """What the user can mend becomes one line and exit code 2; --debug shows its traceback."""
+def _clear_errors(debug: bool) -> Iterator[Callable[[], None]]:
+    """What the user can mend becomes one line and exit code 2; --debug shows its traceback.
+
+    Gives a function that raises KeyboardInterrupt where there has been one that some library swallowed.
+    """
+    seen: list[int] = []
+
+    def interrupted(number: int, _: object) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            os._exit(INTERRUPTED)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if seen:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # ignored, as in the background of a script, it stays ignored
+        signal.signal(signal.SIGINT, interrupted)
     try:
-        yield
+        yield check
     except BrokenPipeError:
         raise  # whoever read what is printed has gone: there is nobody to tell
     except KeyboardInterrupt:
@@ -77,6 +95,9 @@ def _clear_errors(debug: bool) -> Iterator[None]:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         _say_error(text or type(error).__name__)
         raise typer.Exit(WRONG) from None
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupted:
+            signal.signal(signal.SIGINT, before)
 
 
 def _say_error(text: str) -> None:
@@ -195,7 +216,7 @@ def run(
     Only what is not trained and measured yet is done.
     Interrupt it whenever you like: the same command goes on where it stopped.
     """
-    with _clear_errors(debug):
+    with _clear_errors(debug) as check:
         from landscope import store, terminal
         from landscope import study as studies
 
@@ -206,7 +227,7 @@ def run(
         changed = studies.declare(study)
         if changed:
             print(f"Changed since they were declared, and so post hoc: {plain('; '.join(changed))}")
-        outcome = terminal.execute(study, processes, place)
+        outcome = terminal.execute(study, processes, place, check)
         code = _say_outcome(outcome, debug)
         if outcome.stopped is None:
             _write_report(study, out)

@@ -152,8 +152,8 @@ def progress(text: str = "") -> Iterator[Callable[[str], None]]:
 # --- run -----------------------------------------------------------------------------------------------------------
 
 
-def execute(study: "Study", jobs: int, device: str) -> "Outcome":
-    """Do what is left of a study, with a progress bar and the time left."""
+def execute(study: "Study", jobs: int, device: str, check: Callable[[], None]) -> "Outcome":
+    """Do what is left of a study, with a progress bar and the time left; ``check`` is called before it begins."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -166,6 +166,7 @@ def execute(study: "Study", jobs: int, device: str) -> "Outcome":
         left = {task.key for task in todo}
         costs = {name: cost.seconds for name, cost in _predicted(study, device, left).items()}
         tasks = studies.tasks(study, costs, device)
+    check()
     began, console = time.monotonic(), Console(stderr=True, highlight=False)
     columns = (BarColumn(), TextColumn("{task.completed:.0%}"), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, disable=not todo) as bar:
@@ -217,13 +218,14 @@ def print_verdicts(report: "Report") -> None:
     if report.replication:
         print(f"\nReplication, judged alone: {plain(report.replication_seeds)}")
         _print_claims([v for v in report.replication if not v.claim.positive], ())
+    print()
     for protocol, counts in report.counts.items():
         if counts.get("diverged") or counts.get("missing"):
             kinds = [f"{counts[kind]} {kind}" for kind in ("diverged", "missing") if counts.get(kind)]
             print(plain(f"{protocol}: {' and '.join(kinds)} of {counts['planned']} runs"))
     if any(counts.get("missing") for counts in report.counts.values()):
         print("Not all planned runs are finished: `landscope run` goes on with them.")
-    print("The intervals are those that decide, corrected for the number of claims; the report has more.\n")
+    print("Intervals are those that decide, corrected for the number of claims.\n")
 
 
 def _print_claims(verdicts: "Sequence[Verdict]", post_hoc: Collection[str]) -> None:
