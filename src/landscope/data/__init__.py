@@ -1,0 +1,34 @@
+"""Data sets by name or folder, as tensors held in memory: images, scikit-learn's small sets, generated ones.
+
+A data set is named by what is in it: image files are hashed, decoded once and kept under their content's hash in a
+cache, so that a run's specification holds no path and any process that shares the cache finds the same pixels.
+"""
+
+from landscope.data.decoding import Progress
+from landscope.data.finding import HUB, find, names
+from landscope.data.generated import mnist1d, noisy_polynomial, polynomial, rings, swiss_roll, swiss_roll_points
+from landscope.data.sets import Data, interleaved, stratified_split, stream, with_label_noise
+from landscope.data.sources import Source
+from landscope.data.stored import breast_cancer, digits, images
+
+__all__ = [
+    "HUB",
+    "Data",
+    "Progress",
+    "Source",
+    "breast_cancer",
+    "digits",
+    "find",
+    "images",
+    "interleaved",
+    "mnist1d",
+    "names",
+    "noisy_polynomial",
+    "polynomial",
+    "rings",
+    "stratified_split",
+    "stream",
+    "swiss_roll",
+    "swiss_roll_points",
+    "with_label_noise",
+]
