@@ -442,8 +442,8 @@ EXPERIMENT = Experiment(
         "different for the two networks, on the first 5,000 images. The control scales the noise to each filter and "
         "counts nats.",
         "Laptop scale, digits: an MLP 64-64-64-64-10 on 1,197 images, batches of 8, 32, 128, 256 in the place of 32, "
-        "128, 512, 1,024 of 50,000, with the same learning rates, for 60 epochs (80); 400 test images drawn anew by each "
-        "seed. The paper used its convolutional network on CIFAR-10.",
+        "128, 512, 1,024 of 50,000, with the same learning rates, for 60 epochs (80); 400 test images drawn anew by "
+        "each seed. The paper used its convolutional network on CIFAR-10.",
         "Laptop scale, grey images (MNIST): an MLP with three hidden layers of 32 on 10,000 images, 60 epochs; colour "
         "images (CIFAR-10): the paper's network at a quarter of its width on 2,000 images, 40 epochs, batches of "
         "16 to 512.",
