@@ -261,8 +261,8 @@ def report(study: Study) -> Report:
     table = results(study)
     first = table.where(seed=list(range(study.planned))) if len(table) else table
     later = range(study.planned, study.seeds)
-    declared = next((p["claims"] for p in store.plans(study.root) if p["plan"] == canonical(_plan(study))), None)
-    changed = _changed(declared, canonical(_claimed(study))) if declared else []
+    declared = next((p["claims"] for p in store.plans(study.root) if p["key"] == key(_plan(study))), None)
+    changed = _changed(declared, _claimed(study)) if declared else []
     runs: dict[str, list[str]] = {name: [] for name in study.experiment.runs}
     for protocol, recipe in study.runs(max(study.seeds, study.planned)):  # with fewer, the rest is missing
         runs[protocol].append(key(recipe))
