@@ -149,7 +149,7 @@ def test_work_that_does_not_exist_or_answers_nonsense_is_a_failure(tmp_path: Pat
 
 
 def test_a_sweep_that_cannot_start_workers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("landscope.sweep.driver._START", "raise RuntimeError('no torch here')")
+    monkeypatch.setattr("landscope.sweep.processes._START", "raise RuntimeError('no torch here')")
     outcome, _ = done(tmp_path, [task(i) for i in range(5)], jobs=1)
     assert outcome.stopped == "start"
     assert "no torch here" in outcome.message

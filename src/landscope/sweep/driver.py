@@ -2,13 +2,10 @@
 
 import collections
 import json
-import os
 import re
-import secrets
 import selectors
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,16 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from landscope.files import alive, folder, process_name, read
 from landscope.store import clean
+from landscope.sweep.hints import claim, release
+from landscope.sweep.processes import Worker, available, died, end, hung, send, start
 from landscope.sweep.tasks import Event, Failure, Outcome, Task
 
 _TICK = 0.1  # seconds between looks at what no pipe announces: signals, timeouts, other drivers
-_SINGLE = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "BLIS")  # …_NUM_THREADS: one thread a worker
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from landscope.sweep.worker import serve; serve(*map(int, sys.argv[2:]))"
-)
 
 
 def sweep(
@@ -96,26 +89,6 @@ def _signals(received: "collections.deque[str]") -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# --- the driver ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Worker:
-    """A worker process as the driver sees it."""
-
-    process: "subprocess.Popen[bytes]"
-    said: int  # pipes: its messages, what it prints, and what it is told
-    output: int
-    told: int
-    ready: bool = False
-    leaving: bool = False
-    task: Task | None = None
-    since: float = 0.0
-    fraction: float = 0.0
-    buffer: bytes = b""
-    printed: bytes = b""
-
-
 @dataclass
 class _Driver:
     tasks: list[Task]
@@ -131,7 +104,7 @@ class _Driver:
     looked: float = 0.0
     settled: float = 0.0
     total: float = 0.0
-    workers: list[_Worker] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
     deaths: "collections.Counter[str]" = field(default_factory=collections.Counter)
     stillborn: int = 0
     statuses: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -162,7 +135,7 @@ class _Driver:
     def _open(self) -> bool:
         return bool(self.pending or self.postponed or self._busy())
 
-    def _busy(self) -> list[_Worker]:
+    def _busy(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.task is not None]
 
     def outcome(self) -> Outcome:
@@ -196,7 +169,7 @@ class _Driver:
             task = self.pending.popleft()
             if self.finished(task):
                 self._skip(task)
-            elif self._claim(task, last_resort=False):
+            elif claim(self.root, task.key, last_resort=False):
                 return task
             else:
                 self.postponed.append(task)
@@ -208,90 +181,37 @@ class _Driver:
             if self.finished(task):
                 self.postponed.remove(task)
                 self._skip(task)
-            elif self._claim(task, last_resort=True):
+            elif claim(self.root, task.key, last_resort=True):
                 self.postponed.remove(task)
                 return task
         return None
 
-    def _claim(self, task: Task, *, last_resort: bool) -> bool:
-        """Whether this driver should do the task: no other process that is known to live says that it does.
-
-        A hint of another machine is heeded until nothing else is left to do. A wrong answer costs time, not truth.
-        """
-        mine = process_name()
-        for _ in range(2):
-            try:
-                if _hint(self.root, task.key, mine):
-                    return True
-                holder = read(self.root / ".working" / task.key).decode("ascii", "replace")
-            except (OSError, ValueError):
-                return True  # hints cannot be written or read here
-            lives = alive(holder)
-            if holder == mine:
-                return True
-            if lives or (lives is None and not last_resort):
-                return False
-            self._release(task)
-        return True
-
     def _release(self, task: Task) -> None:
-        with suppress(OSError):
-            (self.root / ".working" / task.key).unlink()
+        release(self.root, task.key)
 
     # workers
 
-    def _hire(self) -> _Worker:
-        pipes = [os.pipe() for _ in range(3)]
-        (said, say), (output, printing), (hear, told) = pipes
-        settings = {f"{name}_NUM_THREADS": "1" for name in _SINGLE} | {"PYTHONHASHSEED": "0"}
-        signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-        # Blocked until the worker has its own handlers: a Ctrl-C while it imports is the driver's to deal with.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        try:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter and code
-                [sys.executable, "-c", _START, json.dumps(sys.path), str(hear), str(say), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=printing,
-                stderr=printing,
-                env=os.environ | settings,
-                pass_fds=(hear, say),
-                process_group=0,
-            )
-        except OSError:
-            for pipe in (said, output, told):
-                os.close(pipe)
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            for pipe in (say, printing, hear):
-                os.close(pipe)
-        worker = _Worker(process, said, output, told)
-        for pipe, handle in ((said, self._hear), (output, self._overhear)):
-            os.set_blocking(pipe, False)
+    def _hire(self) -> Worker:
+        worker = start()
+        for pipe, handle in ((worker.said, self._hear), (worker.output, self._overhear)):
             self.selector.register(pipe, selectors.EVENT_READ, lambda w=worker, h=handle: h(w))
         self.workers.append(worker)
         return worker
 
-    def _give(self, worker: _Worker, task: Task) -> None:
+    def _give(self, worker: Worker, task: Task) -> None:
         worker.task, worker.since, worker.fraction = task, time.monotonic(), 0.0
-        self._send(worker, {"work": self.work, "payload": dict(task.payload), "root": str(self.root)})
+        send(worker, {"work": self.work, "payload": dict(task.payload), "root": str(self.root)})
         self._tell("started", task, {"pid": worker.process.pid})
 
-    def _send(self, worker: _Worker, message: Mapping[str, Any]) -> None:
-        rest = memoryview(json.dumps(message).encode() + b"\n")
-        with suppress(BrokenPipeError):  # it has died: _look_after sees to it
-            while len(rest):
-                rest = rest[os.write(worker.told, rest) :]
-
-    def _overhear(self, worker: _Worker) -> None:
+    def _overhear(self, worker: Worker) -> None:
         """Keep the end of what a worker prints: if it dies, the reason is there."""
-        data = _available(worker.output)
+        data = available(worker.output)
         if data == b"":
             self.selector.unregister(worker.output)
         worker.printed = (worker.printed + (data or b""))[-8000:]
 
-    def _hear(self, worker: _Worker) -> None:
-        data = _available(worker.said)
+    def _hear(self, worker: Worker) -> None:
+        data = available(worker.said)
         if data is None:
             return
         if data == b"":
@@ -305,7 +225,7 @@ class _Driver:
         for line in lines:
             self._understand(worker, json.loads(line))
 
-    def _understand(self, worker: _Worker, message: dict[str, Any]) -> None:
+    def _understand(self, worker: Worker, message: dict[str, Any]) -> None:
         worker.leaving = worker.leaving or bool(message.get("leaving"))
         task = worker.task
         if "ready" in message:
@@ -336,11 +256,11 @@ class _Driver:
                 task, worker.task = worker.task, None
                 self._release(task)
                 self._dismiss(worker)
-                self._fail(_hung(task, self.timeout or 0.0))
+                self._fail(hung(task, self.timeout or 0.0))
             elif worker.process.poll() is not None:
                 self._bury(worker)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: Worker) -> None:
         """A worker's process has ended: hear its last words, and do its task again, once."""
         for pipe, handle in ((worker.said, self._hear), (worker.output, self._overhear)):
             if pipe in self.selector.get_map():
@@ -355,7 +275,7 @@ class _Driver:
         self.deaths[task.key] += 1
         if self.stopped is not None:
             return
-        failure = _died(task, worker)
+        failure = died(task, worker)
         if worker.ready and self.deaths[task.key] < 2:
             self.pending.append(task)
             self._tell("retried", task, {"error": failure.error})
@@ -368,17 +288,11 @@ class _Driver:
             self._fail(failure)
             self._stop("start", f"worker processes cannot be started: {failure.error}")
 
-    def _dismiss(self, worker: _Worker) -> None:
-        """End a worker's process, with whatever processes it has started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker.process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # a process that the kernel does not let go
-            worker.process.wait(1.0)
+    def _dismiss(self, worker: Worker) -> None:
         for pipe in (worker.said, worker.output):
             if pipe in self.selector.get_map():
                 self.selector.unregister(pipe)
-        for pipe in (worker.said, worker.output, worker.told):
-            os.close(pipe)
+        end(worker)
         self.workers.remove(worker)
 
     # ending
@@ -386,7 +300,7 @@ class _Driver:
     def _stop(self, reason: str, message: str) -> None:
         self.stopped, self.message = reason, message
         for worker in self._busy():
-            self._send(worker, {"stop": True})
+            send(worker, {"stop": True})
         self._tell("stopping", None, {"reason": reason, "message": message})
 
     def _fail(self, failure: Failure) -> None:
@@ -414,55 +328,3 @@ class _Driver:
         self.selector.close()
         with suppress(OSError):
             (self.root / ".working").rmdir()  # only where no other driver is at work
-
-
-def _hint(root: Path, name: str, mine: str) -> bool:
-    """Say that this process does the task ``name``; False where somebody says so already."""
-    path = folder(root, ".working")
-    temporary = path / f".{mine}-{secrets.token_hex(4)}.tmp"
-    try:
-        temporary.write_text(mine)
-        os.link(temporary, path / name)  # appears with its content, or not at all
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
-
-
-def _available(pipe: int) -> bytes | None:
-    """What can be read from a pipe now: None where there is nothing yet, empty bytes at its end."""
-    data = b""
-    while len(data) < 1 << 20:
-        try:
-            part = os.read(pipe, 1 << 16)
-        except BlockingIOError:
-            return data or None
-        if not part:
-            return data  # the end is met again at the next call
-        data += part
-    return data
-
-
-def _died(task: Task, worker: _Worker) -> Failure:
-    code = worker.process.returncode
-    printed = worker.printed.decode("utf-8", "replace").strip()
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        error = f"its process was ended by {name}"
-        advice = {
-            "SIGKILL": "most often this is the system out of memory: give fewer --jobs, or a smaller model or batch",
-            "SIGSEGV": "a crash in native code: see the last output with --debug",
-            "SIGTERM": "somebody ended it: give the same command again",
-        }.get(name, "see the last output with --debug")
-    else:
-        error = f"its process ended with exit code {code}"
-        advice = "the model, loss or data code ended the process: see the last output with --debug"
-    if printed and not worker.ready:
-        error += f" before it began: {printed.splitlines()[-1][:300]}"
-    return Failure(task, "died", error, f"{advice}; the other tasks were not affected", printed)
-
-
-def _hung(task: Task, timeout: float) -> Failure:
-    advice = "give a longer --timeout if it only needs more time; the other tasks were not affected"
-    return Failure(task, "timeout", f"it was not done after {timeout:g} seconds", advice)
