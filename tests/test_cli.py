@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import commands
@@ -175,28 +176,36 @@ def test_plan_of_what_is_done(store):
 # --- stopping and going on ----------------------------------------------------------------------------------------
 
 
-def test_one_process_makes_the_same_bytes_as_two_and_an_interrupted_run_too(store, own):
-    """The store was made by two processes; here some runs are made again by one, interrupted in between."""
-    for run in run_folders(own)[::4]:
-        shutil.rmtree(run)
+def interrupted(store: Path, *options: object, when: Callable[[], bool]) -> str:
+    """Send Ctrl-C to the whole process group of a run once ``when`` holds; what it printed."""
     process = subprocess.Popen(
-        commands.command("run", *SMOKE, "--runs", own, "--jobs", 1),
+        commands.command("run", *SMOKE, "--runs", store, *options),
         env=commands.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
     )
-    known = len(run_folders(own))
-    while len(run_folders(own)) == known and process.poll() is None:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    began = time.monotonic()
-    said, complained = process.communicate(timeout=30)
+    with process:
+        while not when() and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, signal.SIGINT)
+        began = time.monotonic()
+        said, complained = process.communicate(timeout=60)
     assert process.returncode == 130, said + complained
-    assert time.monotonic() - began < 20  # five seconds on a quiet machine
+    assert time.monotonic() - began < 30  # five seconds on a quiet machine
     assert "same command" in complained
     assert "Traceback" not in complained
+    return said
+
+
+def test_one_process_makes_the_same_bytes_as_two_and_an_interrupted_run_too(store, own):
+    """The store was made by two processes; here some runs are made again by one, interrupted in between."""
+    for run in run_folders(own)[::4]:
+        shutil.rmtree(run)
+    known = len(run_folders(own))
+    said = interrupted(own, "--jobs", 1, when=lambda: len(run_folders(own)) > known)
     assert "Report:" not in said
     good("run", *SMOKE, "--runs", own, "--jobs", 1)
     assert content(own) == content(store)
@@ -204,21 +213,7 @@ def test_one_process_makes_the_same_bytes_as_two_and_an_interrupted_run_too(stor
 
 
 def test_an_interruption_before_the_first_run_is_no_traceback(tmp_path):
-    process = subprocess.Popen(
-        commands.command("run", *SMOKE, "--runs", tmp_path / "runs"),
-        env=commands.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-    while not (tmp_path / "runs/plans").exists() and process.poll() is None:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    _, complained = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "same command" in complained
-    assert "Traceback" not in complained
+    interrupted(tmp_path / "runs", when=(tmp_path / "runs/plans").exists)
 
 
 # --- seeds --------------------------------------------------------------------------------------------------------
