@@ -1,150 +1,15 @@
 """The statistics that claims are about, computed from a table of results: one number per independent unit."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from landscope.stats.arms import Arms, read_arms
 from landscope.stats.units import Units, Untestable
 from landscope.types import Table
 
 
-@dataclass(frozen=True)
-class _Arms:
-    """The values of a column by unit and arm, after pairing has been checked."""
-
-    ids: tuple[Any, ...]
-    levels: tuple[Any, ...]
-    values: np.ndarray  # [units, arms], diverged runs filled in
-    measured: np.ndarray  # [units, arms], the measurement's own variance
-    shared: dict[str, Any]  # what every statistic passes on to its Units
-
-    def units(self, values: np.ndarray, **more: Any) -> Units:
-        return Units(self.ids, values, **(self.shared | more))
-
-
-def _arms(
-    table: Table,
-    value: str,
-    over: str,
-    levels: Sequence[Any],
-    unit: str,
-    worst: str | float | None,
-    index: int | None,
-    where: Sequence[tuple[str, Any]],
-    given: Sequence[tuple[str, float | int]],
-) -> _Arms:
-    for name in (value, over, unit, *(name for name, _ in (*where, *given))):
-        table[name]  # a misspelt column is an error, whatever the rows
-    rows = [row for row in table.rows() if all(row[name] == wanted for name, wanted in where)]
-    levels = tuple(levels) or tuple(sorted({row[over] for row in rows if row[over] is not None}))
-    cells: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for row in rows:
-        if row[over] not in levels:
-            continue
-        first = cells.setdefault((row[unit], row[over]), row)
-        if first is not row:
-            differ = [name for name in row if row[name] != first[name] and name not in (value, "run")]
-            raise ValueError(
-                f"{unit} {row[unit]} has two runs with {over} = {row[over]}, which differ in "
-                f"{', '.join(differ[:6]) or 'nothing'}: name the one that is meant with where=((column, value),)"
-            )
-    status = {place: _status(row, value, index) for place, row in cells.items()}
-    ids = sorted({u for u, _ in cells})
-    present = [u for u in ids if all(status.get((u, level), "missing") != "missing" for level in levels)]
-    uncensored = [u for u in present if all(status[u, level] != "censored" for level in levels)]
-    kept = [u for u in uncensored if all(_meets(cells[u, level], given) for level in levels)]
-    defined = [_number(cells[place], value, index, unit) for place, is_ in status.items() if is_ == "done"]
-    diverged = np.array([[status[u, level] == "diverged" for level in levels] for u in kept], bool).reshape(
-        -1, len(levels)
-    )
-    fill = _worst(worst, defined, value) if diverged.any() else math.nan
-    values = [
-        [fill if status[u, level] == "diverged" else _number(cells[u, level], value, index, unit) for level in levels]
-        for u in kept
-    ]
-    sem = [[cells[u, level].get(f"{value}_sem") or 0.0 for level in levels] for u in kept] if index is None else []
-    notes = [
-        f"{len(left)} {_many(unit, len(left))} left out because {why}"
-        for left, why in (
-            ([u for u in ids if u not in present], "a run is missing"),
-            (
-                [u for u in present if u not in uncensored],
-                "a run did not reach the step at which the arms are compared",
-            ),
-            (
-                [u for u in uncensored if u not in kept],
-                f"a run does not reach {' and '.join(f'{c} {v:g}' for c, v in given)}",
-            ),
-        )
-        if left
-    ]
-    shares = {
-        kind: {
-            f"{over} = {level}": share
-            for level in levels
-            if (share := _share([status[u, x] for u, x in status if x == level], kind)) > 0
-        }
-        for kind in ("censored", "diverged")
-    }
-    found = sum(is_ != "missing" for is_ in status.values())
-    shared = shares | {
-        "complete": ~diverged.any(axis=1),
-        "unit": unit,
-        "note": "; ".join(notes),
-        "arms": len(levels),
-        "found": found,
-    }
-    shape = (len(kept), len(levels))
-    measured = np.square(np.array(sem, np.float64).reshape(shape)) if sem else np.zeros(shape)
-    return _Arms(tuple(kept), levels, np.array(values, np.float64).reshape(shape), measured, shared)
-
-
-def _status(row: Mapping[str, Any], value: str, index: int | None) -> str:
-    status = row.get("status") or "done"
-    if status not in ("done", "diverged", "censored"):
-        raise ValueError(f"a run's status is done, diverged or censored, not {status!r}")
-    return "missing" if status == "done" and row[value] is None else status
-
-
-def _number(row: Mapping[str, Any], value: str, index: int | None, unit: str) -> float:
-    found = row[value]
-    if index is not None:
-        if not isinstance(found, Sequence) or not -len(found) <= index < len(found):
-            raise ValueError(f"{value} has no element {index}: it is {found!r:.80}")
-        found = found[index]
-    elif isinstance(found, Sequence):
-        raise ValueError(f"{value} holds {len(found)} numbers: say which one with index=")
-    if not math.isfinite(found):
-        raise Untestable(f"{value} is {found} at {unit} {row[unit]}, in a run that did not diverge")
-    return float(found)
-
-
-def _worst(worst: str | float | None, defined: Sequence[float], value: str) -> float:
-    if isinstance(worst, int | float):
-        return float(worst)
-    if worst not in ("max", "min", None):
-        raise ValueError(f'worst is "max", "min", a number or None, not {worst!r}')
-    if worst is None or not defined:
-        raise Untestable(f"runs diverged, and there is no worst {value} to stand for them (worst=)")
-    return max(defined) if worst == "max" else min(defined)
-
-
-def _meets(row: Mapping[str, Any], given: Sequence[tuple[str, float | int]]) -> bool:
-    return all(row[name] is not None and row[name] >= least for name, least in given)
-
-
-def _share(statuses: Sequence[str], kind: str) -> float:
-    return statuses.count(kind) / len(statuses) if statuses else 0.0
-
-
-def _many(unit: str, n: int) -> str:
-    return unit if n == 1 else f"{unit}s"
-
-
-def _log(arms: _Arms, value: str, over: str) -> np.ndarray:
+def _log(arms: Arms, value: str, over: str) -> np.ndarray:
     if (arms.values <= 0).any():
         i, j = np.argwhere(arms.values <= 0)[0]
         raise Untestable(
@@ -154,7 +19,7 @@ def _log(arms: _Arms, value: str, over: str) -> np.ndarray:
     return np.log(arms.values)
 
 
-def _paired(arms: _Arms, values: np.ndarray, variance: np.ndarray) -> Units:
+def _paired(arms: Arms, values: np.ndarray, variance: np.ndarray) -> Units:
     """The units, with the share of their variance that is the measurement's own, where that is more than a tenth."""
     spread = values.var(ddof=1) if values.size > 1 else 0.0
     share = float(variance.mean() / spread) if spread > 0 else 0.0
@@ -203,7 +68,7 @@ def log_ratio(
     ... ).values.round(4).tolist()
     [0.6931, 0.6931, 0.6931]
     """
-    arms = _arms(table, value, over, (numerator, denominator), unit, worst, index, where, given)
+    arms = read_arms(table, value, over, (numerator, denominator), unit, worst, index, where, given)
     logs = _log(arms, value, over)
     return _paired(arms, logs[:, 0] - logs[:, 1], (arms.measured / arms.values**2).sum(axis=1))
 
@@ -232,7 +97,7 @@ def difference(
     ... ).values.round(4).tolist()
     [0.1, 0.1]
     """
-    arms = _arms(table, value, over, (first, second), unit, worst, index, where, given)
+    arms = read_arms(table, value, over, (first, second), unit, worst, index, where, given)
     return _paired(arms, arms.values[:, 0] - arms.values[:, 1], arms.measured.sum(axis=1))
 
 
@@ -273,7 +138,7 @@ def trend(
     >>> units.values.tolist(), round(units.extra["slope"], 4), units.extra["share rising"]
     ([-1.0, -1.0], -0.6931, 0.0)
     """
-    arms = _arms(table, value, over, sorted(levels), unit, worst, index, where, given)
+    arms = read_arms(table, value, over, sorted(levels), unit, worst, index, where, given)
     k = len(arms.levels)
     if k < 3:
         if not arms.ids:
