@@ -61,7 +61,7 @@ def made(which: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, tup
     inputs, labels = points()
     if which == "cnn":
         inputs = torch.randn(SAMPLES, 1, 8, 8)
-        model: nn.Module = cnn((1, 8, 8), CLASSES, channels=1, hidden=4)
+        model: nn.Module = cnn((1, 8, 8), CLASSES, channels=1, hidden=3)
     else:
         model = {
             "mlp": lambda: mlp((FEATURES,), CLASSES, widths=(4, 4)),
@@ -78,7 +78,7 @@ MADE = ("mlp", "cnn", "tied", "noisy")
 
 
 def snapshot_of(
-    model: nn.Module, data: tuple[Tensor, Tensor], *, size: int = 7, seed: int = 5, **sets: Any
+    model: nn.Module, data: tuple[Tensor, Tensor], *, size: int = 12, seed: int = 5, **sets: Any
 ) -> Snapshot:
     """A snapshot at step 0 with cross-entropy, the data in ragged batches and as test set, too."""
     model.eval()

@@ -77,14 +77,14 @@ def test_the_order_seed_changes_the_order_alone():
 
 def test_the_stopping_rule_looks_at_the_full_loss_in_eval_mode_at_every_nth_step():
     whole = {}
-    r = recipe(model=call(noisy_net), steps=200)
+    r = recipe(model=call(noisy_net), steps=60)
     training = begin(r, blobs(3, None))
     for t in advance(training):
         whole[t.step] = evaluate(t.model, t.loss, t.data.train)["loss"]
         assert t.train_loss is None
     level = sorted(whole.values())[len(whole) // 3]
-    first = next(s for s in range(4, 201, 4) if whole[s] < level)
-    stopped = begin(recipe(model=call(noisy_net), steps=200, stop=call(loss_below, level=level, every=4)), t.data)
+    first = next(s for s in range(4, 61, 4) if whole[s] < level)
+    stopped = begin(recipe(model=call(noisy_net), steps=60, stop=call(loss_below, level=level, every=4)), t.data)
     checked = {t.step: t.train_loss for t in advance(stopped)}
     assert (stopped.step, stopped.status) == (first, "done")
     assert checked == {s: whole[s] if s and s % 4 == 0 else None for s in range(first + 1)}
@@ -147,7 +147,7 @@ KINDS = {
     "momentum": {},
     "adam": {"optimizer": call(Adam, lr=0.01)},
     "adam cosine": {"optimizer": call(Adam, lr=0.01), "schedule": call(CosineAnnealingLR, T_max=40)},
-    "lbfgs": {"optimizer": call(LBFGS, lr=0.1, max_iter=3), "batch_size": 23},
+    "lbfgs": {"optimizer": call(LBFGS, lr=0.1, max_iter=3), "batch_size": 23, "steps": 20},
     "dropout and batchnorm": {"model": call(noisy_net)},
 }
 
@@ -167,7 +167,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_weights_to_the_bit(kind: str)
         assert same(state_of(later.model), state_of(whole.model)), step
         assert later.gradient_evaluations == whole.gradient_evaluations
     if kind == "lbfgs":
-        assert whole.gradient_evaluations > 40
+        assert whole.gradient_evaluations > 20
 
 
 def test_between_two_looks_at_the_loss_there_is_no_checkpoint():

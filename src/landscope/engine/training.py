@@ -121,7 +121,7 @@ def _observer(
     curve = curve_steps(recipe.steps, recipe.stop["every"] if recipe.stop else 1)
     numbers = {0 if step == "start" else step for step in wanted if isinstance(step, int) or step == "start"}
     levels = [step[1:] for step in wanted if isinstance(step, tuple)]
-    lowest: dict[str, float] = {}
+    lowest: dict[str, Any] = {}
     for row in rows:
         _lower(lowest, row)
 
@@ -143,7 +143,7 @@ def _observer(
     return observe
 
 
-def _lower(lowest: dict[str, float], row: Mapping[str, float]) -> None:
+def _lower(lowest: dict[str, Any], row: Mapping[str, Any]) -> None:
     for name, value in row.items():
         if value < lowest.get(name, math.inf):
             lowest[name] = value
