@@ -13,6 +13,8 @@ from landscope.models import cnn, mlp
 from landscope.spec import Recipe, call, derive
 from landscope.types import Batches, Snapshot
 
+torch.set_num_threads(1)  # as runs train; on nets of this size more threads only wait for each other
+
 CLASSES, FEATURES, SAMPLES = 3, 5, 23
 
 
@@ -27,8 +29,8 @@ def points(n: int = SAMPLES, features: int = FEATURES, seed: int = 0) -> tuple[T
 def blobs(seed: int, cache: Path | None, /) -> Data:
     """A data set for recipes: 23 training, 9 validation and 11 test samples."""
     inputs, labels = points(43, seed=derive(seed, "blobs") % 1000)
-    parts = [Batches(inputs[a:b], labels[a:b]) for a, b in ((0, 23), (23, 32), (32, 43))]
-    return Data(*parts, CLASSES, "classification")
+    train, valid, test = (Batches(inputs[a:b], labels[a:b]) for a, b in ((0, 23), (23, 32), (32, 43)))
+    return Data(train, valid, test, CLASSES, "classification")
 
 
 class Tied(nn.Module):

@@ -31,9 +31,11 @@ def dense_hessian(model: nn.Module, loss: Any, data: tuple[Tensor, Tensor]) -> T
     """The Hessian of the mean loss in eval mode, float64, element by element through autograd."""
     double = model.to(torch.float64).eval()
     inputs = data[0].double()
-    return torch.autograd.functional.hessian(
-        loss_of_flat(double, loss, (inputs, data[1])), flat_parameters(double), vectorize=True
-    )
+    value = loss_of_flat(double, loss, (inputs, data[1]))
+    found = torch.autograd.functional.hessian(value, flat_parameters(double), vectorize=True)
+    if not isinstance(found, Tensor):
+        raise TypeError("one flat vector has one Hessian")
+    return found
 
 
 class Matrix:

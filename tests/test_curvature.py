@@ -102,9 +102,9 @@ def test_nothing_is_changed(which: str):
     loader = DataLoader(TensorDataset(*data), batch_size=9, shuffle=True)
     before = everything(model)
     h = hessian(model, cross_entropy(), loader)
-    h @ torch.ones(h.dim)
+    _ = h @ torch.ones(h.dim)
     with torch.no_grad():
-        h @ torch.ones(h.dim)
+        _ = h @ torch.ones(h.dim)
     assert same(everything(model), before)
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_changed_by_an_exception_either():
 
     h = hessian(model, loss, Batches(*data, 7))
     with pytest.raises(RuntimeError, match="inside the loss"):
-        h @ torch.ones(h.dim)
+        _ = h @ torch.ones(h.dim)
     assert same(everything(model), before)
 
 
@@ -172,7 +172,7 @@ def test_vectors_of_another_shape_or_type_are_refused(v: Tensor, message: str):
     h = hessian(mlp((5,), 3, widths=(4,)), nn.CrossEntropyLoss(), (X, Y))
     assert h.dim == 39
     with pytest.raises(ValueError, match=message.replace("43", "39")):
-        h @ (v if len(v) == 3 else v[:39])
+        _ = h @ (v if len(v) == 3 else v[:39])
 
 
 def test_without_the_test_runs_type_checks_the_messages_are_ours():

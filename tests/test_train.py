@@ -84,7 +84,8 @@ def test_the_stopping_rule_looks_at_the_full_loss_in_eval_mode_at_every_nth_step
         assert t.train_loss is None
     level = sorted(whole.values())[len(whole) // 3]
     first = next(s for s in range(4, 61, 4) if whole[s] < level)
-    stopped = begin(recipe(model=call(noisy_net), steps=60, stop=call(loss_below, level=level, every=4)), t.data)
+    stop = call(loss_below, level=level, every=4)
+    stopped = begin(recipe(model=call(noisy_net), steps=60, stop=stop), training.data)
     checked = {t.step: t.train_loss for t in advance(stopped)}
     assert (stopped.step, stopped.status) == (first, "done")
     assert checked == {s: whole[s] if s and s % 4 == 0 else None for s in range(first + 1)}
@@ -141,6 +142,22 @@ def test_the_global_generator_neither_decides_nor_is_touched():
                 torch.testing.assert_close(torch.get_rng_state(), before)
             results.append(state_of(training.model))
     assert same(*results)
+
+
+def late_noise(model: nn.Module, inputs: Tensor, outputs: Tensor, targets: Tensor, /) -> Tensor:
+    quiet = float(next(model.parameters()).detach().abs().sum()) < 6.5  # random only later on
+    return torch.zeros(()) if quiet else (outputs * torch.randn_like(outputs)).mean()
+
+
+def test_a_term_that_draws_only_at_some_steps_is_reproducible_too():
+    states = []
+    for seed in (1, 2):
+        with seeded(seed):
+            before = torch.get_rng_state()
+            states.append(state_of(run(recipe(regularizers=(call(late_noise),))).model))
+            assert torch.equal(torch.get_rng_state(), before)
+    assert same(*states)
+    assert not same(states[0], state_of(run(recipe()).model))
 
 
 KINDS = {
