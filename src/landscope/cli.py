@@ -270,8 +270,12 @@ def _file_word(name: str) -> str:
 def _write(path: Path, text: str) -> None:
     from landscope.store import publish
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    publish(path, text.encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        publish(path, text.encode())
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(f"the report could not be written to {path} ({why}): name another place with --out") from error
 
 
 @app.command()
