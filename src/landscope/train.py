@@ -119,7 +119,7 @@ def advance(training: Training) -> Iterator[Training]:
             so_far.zero_()
         training.train_loss = None
         if stop and training.status == "running" and (training.step % every == 0 or last):
-            training.train_loss = evaluate(training.model, training.loss, training.data.train)["loss"]
+            training.train_loss = evaluate(training.model, training.loss, training.data.train, accuracy=False)["loss"]
             if not math.isfinite(training.train_loss):
                 diverge(training)
             elif stop(training.train_loss):
@@ -220,16 +220,17 @@ def _stepper(training: Training) -> Callable[[], Tensor]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loss: Loss, batches: Batches) -> dict[str, float]:
+def evaluate(model: nn.Module, loss: Loss, batches: Batches, *, accuracy: bool = True) -> dict[str, float]:
     """The mean loss over all samples (eval mode), and the accuracy where targets are class indices.
 
-    Both are exact sample-weighted means: batches of different sizes count by their samples.
+    Both are exact sample-weighted means: batches of different sizes count by their samples. ``accuracy`` False leaves
+    the accuracy out, which the frequent checks of a stopping rule do not need.
 
     Returns:
         ``{"loss": …, "accuracy": …}``; accuracy is a share between 0 and 1.
     """
     device = device_of(model)
-    total, correct, classes = 0.0, 0, not batches.targets.is_floating_point()
+    total, correct, classes = 0.0, 0, accuracy and not batches.targets.is_floating_point()
     with evaluating(model):
         for inputs, targets in batches:
             inputs, targets = inputs.to(device), targets.to(device)
