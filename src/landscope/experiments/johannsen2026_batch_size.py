@@ -57,11 +57,11 @@ class Arms:
 # batches are a quarter of those, with the same rates, so that the smallest and largest differ by the same factor of 32.
 DIGITS = Arms(
     call(mlp, widths=(64, 64, 64)), {"train": 1197, "valid": 200, "test": 400},
-    (8, 32, 128, 256), (0.005, 0.01, 0.04, 0.08), (8, 256), epochs=60, steps=1000, every=2, limit=240,
+    (8, 32, 128, 256), (0.005, 0.01, 0.04, 0.08), (8, 256), epochs=40, steps=1000, every=2, limit=240,
 )  # fmt: skip
 GREY_IMAGES = Arms(
     call(mlp, widths=(32, 32, 32)), {"train": 10_000, "valid": 2_000, "test": 5_000},
-    (32, 128, 512, 1024), (0.005, 0.01, 0.04, 0.08), (32, 1024), epochs=60, steps=4000, every=2, limit=120,
+    (32, 128, 512, 1024), (0.005, 0.01, 0.04, 0.08), (32, 1024), epochs=40, steps=2000, every=4, limit=120,
 )  # fmt: skip
 COLOUR_IMAGES = Arms(
     call(cnn, channels=8), {"train": 2_000, "valid": 1_000, "test": 2_000},
@@ -442,9 +442,9 @@ EXPERIMENT = Experiment(
         "different for the two networks, on the first 5,000 images. The control scales the noise to each filter and "
         "counts nats.",
         "Laptop scale, digits: an MLP 64-64-64-64-10 on 1,197 images, batches of 8, 32, 128, 256 in the place of 32, "
-        "128, 512, 1,024 of 50,000, with the same learning rates, for 60 epochs (80); 400 test images drawn anew by "
+        "128, 512, 1,024 of 50,000, with the same learning rates, for 40 epochs (80); 400 test images drawn anew by "
         "each seed. The paper used its convolutional network on CIFAR-10.",
-        "Laptop scale, grey images (MNIST): an MLP with three hidden layers of 32 on 10,000 images, 60 epochs; colour "
+        "Laptop scale, grey images (MNIST): an MLP with three hidden layers of 32 on 10,000 images, 40 epochs; colour "
         "images (CIFAR-10): the paper's network at a quarter of its width on 2,000 images, 40 epochs, batches of "
         "16 to 512.",
         "Training accuracy is evaluated on the whole training set after training; the paper's is the running mean over "
