@@ -60,6 +60,9 @@ def test_along_survives_values_without_a_logarithm():
     figure = along({"published": table}, "noise", "Noise", "grid", "σ", "curve", "loss", index=2, where="σ = 10")
     assert figure is not None
     assert "2 at batch 8" in figure.finding
+    figure = along({"published": table}, "noise", "Noise", "grid", "σ", "curve", "loss", index=0, where="σ = 0.1")
+    assert figure is not None
+    assert "no mean (a seed is not above 0) at batch 8" in figure.finding
 
 
 def test_configurations_average_over_seeds_first():

@@ -213,4 +213,9 @@ def _what(label: str) -> str:
 
 def _ends(values: Sequence[float] | np.ndarray, names: Sequence[str]) -> str:
     """The first and last value in words."""
-    return f"{values[0]:.3g} at {names[0]}, {values[-1]:.3g} at {names[-1]}"
+    return ", ".join(f"{_said(values[i])} at {names[i]}" for i in (0, -1))
+
+
+def _said(value: float) -> str:
+    """A mean in words; a geometric one is undefined where a seed's value is not above 0."""
+    return f"{value:.3g}" if np.isfinite(value) else "no mean (a seed is not above 0)"
