@@ -171,14 +171,8 @@ def measure_checkpoint(
     device: str,
 ) -> Path:
     """Measure a checkpoint, print the values and write the report; returns its path."""
-    if loss not in LOSSES:
-        raise ValueError(f"--loss is {' or '.join(LOSSES)}, not {loss!r}")
+    _check_options(loss, seed, train, out)
     calls = [find_measure(name) for name in (measures or sorted(all_measures.names()))]
-    for option, value, least in (("--train", train, 1), ("--seed", seed, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{option} is at least {least}, not {value}")
-    if out is not None and (out.is_dir() or not _parent(out).is_dir()):
-        raise ValueError(f"--out {out} is no place for a file: name an HTML file in a folder")
     state = load_checkpoint(checkpoint)
     model = build(factory)
     load_into(model, state, checkpoint)
@@ -198,15 +192,9 @@ def measure_checkpoint(
             measures=calls,
             on_measure=lambda name: say(f"Measuring {name} …"),
         )
-    rows = [
-        {"measure": measure, "name": name, "value": _shown(value)}
-        for measure, part in values.items()
-        for name, value in part.items()
-    ]
-    print_table(Table.of(rows))
+    _print(values)
     words = ["landscope", "measure", checkpoint.name, "--model", factory, "--data", source.name, "--loss", loss]
     words += ["--seed", str(seed), *(["--train", str(train)] if train is not None else [])]
-    path = out or checkpoint.with_suffix(".html")
     facts = {
         "checkpoint": checkpoint.name,
         "model": factory,
@@ -215,14 +203,31 @@ def measure_checkpoint(
         "training samples measured on": f"{drawn.train.n:,}",
         "loss": loss,
     }
+    path = out or checkpoint.with_suffix(".html")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish(path, _page(f"{checkpoint.name} on {source.name}", facts, values, shlex.join(words)).encode())
+    return path
+
+
+def _print(values: Mapping[str, Mapping[str, Any]]) -> None:
+    named = [(measure, name, value) for measure, part in values.items() for name, value in part.items()]
+    print_table(Table.of({"measure": measure, "name": name, "value": _shown(value)} for measure, name, value in named))
+
+
+def _check_options(loss: str, seed: int, train: int | None, out: Path | None) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"--loss is {' or '.join(LOSSES)}, not {loss!r}")
+    for option, value, least in (("--train", train, 1), ("--seed", seed, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{option} is at least {least}, not {value}")
+    if out is not None and (out.is_dir() or not _parent(out).is_dir()):
+        raise ValueError(f"--out {out} is no place for a file: name an HTML file in a folder")
+
+
+def _page(title: str, facts: Mapping[str, str], values: Mapping[str, Mapping[str, Any]], command: str) -> str:
     notes = {name: all_measures.names().get(name, "") for name in values}
     told = {name: str(value) for name, value in environment().items()}
-    page = measures_html(
-        f"{checkpoint.name} on {source.name}", facts, values, command=shlex.join(words), environment=told, notes=notes
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    publish(path, page.encode())
-    return path
+    return measures_html(title, facts, values, command=command, environment=told, notes=notes)
 
 
 def _parent(path: Path) -> Path:
