@@ -133,7 +133,7 @@ def test_johannsen_takes_other_small_sets_or_says_why_not(scale, tmp_path):
     for name in ("mnist1d", "breast_cancer"):
         made = study.begin("johannsen2026_batch_size", scale, name, tmp_path)
         recipe = made.runs(1)[0][1]
-        epochs = {"smoke": 6, "laptop": 80}[scale]
+        epochs = {"smoke": 6, "laptop": 40}[scale]
         assert recipe.steps == epochs * -(-recipe.data(0, None).train.n // recipe.batch_size)
     for name in ("swiss_roll", "rings"):
         with pytest.raises(ValueError, match=f"cannot be run on {name}.*label_noise"):
