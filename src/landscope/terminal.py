@@ -258,7 +258,8 @@ def _verdict_cells(verdict: "Verdict") -> "tuple[Text, str, str, str]":
 
     from landscope.stats import shown, shown_interval
 
-    word = Text(f"{MARKS.get(verdict.word, '·')} {verdict.word}", style=STYLES.get(verdict.word, "dim"))
+    kind = f": {verdict.why}" if verdict.word == "contradicted" and verdict.why else ""
+    word = Text(f"{MARKS.get(verdict.word, '·')} {verdict.word}{kind}", style=STYLES.get(verdict.word, "dim"))
     if verdict.effect is None:
         return word, "", "", ""
     low, high = verdict.holm_low, verdict.holm_high

@@ -246,6 +246,7 @@ def _verdict(
         p_adjusted=p_adjusted,
         without_diverged=without,
         negligible=why == "negligible",
+        why=why if why in ("negligible", "reversed", "too small") else "",
         **advice,
     )
 

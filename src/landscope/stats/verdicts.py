@@ -40,6 +40,7 @@ class Verdict:
         prediction: Low, high and whether the paper's number lies inside: where, going by our runs, the mean of as many
             runs as the paper had is expected with 95 %. Under the published protocol only.
         negligible: Whether the claim is supported and yet the effect below ``smallest``.
+        why: In a word, what kind of verdict: reversed, too small, negligible, or nothing.
         extra: Further numbers of the statistic.
         parts: For all_of, the parts' verdicts; the numbers above are the weakest part's.
     """
@@ -67,6 +68,7 @@ class Verdict:
     seeds_note: str = ""
     prediction: tuple[float, float, bool] | None = None
     negligible: bool = False
+    why: str = ""
     extra: Mapping[str, float] = field(default_factory=dict)
     parts: tuple["Verdict", ...] = ()
 
@@ -117,6 +119,7 @@ class Verdict:
             "n": self.n,
             "family": self.family,
             "negligible": self.negligible,
+            "why": self.why,
             "without_diverged": self.without_diverged,
             "seeds_needed": self.seeds_needed,
             "seeds_needed_paper": self.seeds_needed_paper,
