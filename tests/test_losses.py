@@ -48,13 +48,13 @@ ALLOWED = [
 ]
 
 
-@pytest.mark.parametrize("loss", REFUSED, ids=str)
+@pytest.mark.parametrize("loss", REFUSED)
 def test_settings_that_make_no_plain_mean_are_refused(loss: nn.Module):
     with pytest.raises(ValueError, match=r"weights every sample equally|divides by the weights"):
         check_mean(loss)
 
 
-@pytest.mark.parametrize("loss", ALLOWED, ids=str)
+@pytest.mark.parametrize("loss", ALLOWED)
 def test_plain_means_are_allowed(loss: nn.Module):
     check_mean(loss)
     if not isinstance(loss, nn.KLDivLoss):
