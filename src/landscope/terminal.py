@@ -32,7 +32,7 @@ def plain(text: str) -> str:
 def duration(seconds: float) -> str:
     """Seconds as people say them.
 
-    >>> duration(4.2), duration(95), duration(7300), duration(400000)
+    >>> duration(4.2), duration(95.0), duration(7300.0), duration(400000.0)
     ('4 s', '1 min 35 s', '2 h 2 min', '4 d 15 h')
     """
     whole = round(seconds)
