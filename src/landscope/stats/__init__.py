@@ -1,11 +1,12 @@
 """Verdicts on claims: one number per independent unit, its interval and test, and what may be said because of them.
 
-A claim's statistic (`log_ratio`, `difference`, `trend`, `configuration_correlation`) turns a table of results into
-`Units`; `judge` turns those into one `Verdict` per claim and protocol. SciPy is imported on use.
+A claim's statistic (`log_ratio`, `difference`, `trend`, `peak_height`, `configuration_correlation`) turns a table of
+results into `Units`; `judge` turns those into one `Verdict` per claim and protocol. SciPy is imported on use.
 """
 
 from landscope.stats.inference import detectable, holm, power, sd_limit, seeds_needed, sign_flip_p
 from landscope.stats.judging import decide, judge
+from landscope.stats.peaks import peak_height
 from landscope.stats.statistics import configuration_correlation, difference, log_ratio, trend
 from landscope.stats.units import Units, Untestable
 from landscope.stats.verdicts import Verdict, changed_claims, claims_fingerprint, natural, shown, shown_interval
@@ -24,6 +25,7 @@ __all__ = [
     "judge",
     "log_ratio",
     "natural",
+    "peak_height",
     "power",
     "sd_limit",
     "seeds_needed",
