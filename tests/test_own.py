@@ -389,7 +389,7 @@ WRONG = {
     "cannot import 'nobody'": {"factory": "nobody:digits"},
     "'nodata' is neither a folder here nor a data set that is known. Known: digits": {"data": "nodata"},
     "did you mean 'digits'\\? Known": {"data": "digit"},
-    "the topics, and the measures of each, are outcomes \\(performance\\)": {"measures": ("zzz",)},
+    "the topics, and the measures of each, are .*outcomes \\(performance\\)": {"measures": ("zzz",)},
     "--loss is cross_entropy or squared_error": {"loss": "hinge"},
     "--out /proc/x/y.html cannot be written, there is no writing in /proc": {"out": Path("/proc/x/y.html")},
     "--json /proc/x.json cannot be written": {"json": "/proc/x.json"},
