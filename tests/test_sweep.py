@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,27 @@ def test_the_costly_start_first_and_every_cost_is_counted(tmp_path: Path) -> Non
     assert outcome.statuses == {key(recipe(i)): {"status": "done"} for i in range(4)}
     again, events = done(tmp_path, [task(i) for i in range(4)])
     assert (len(again.skipped), again.statuses, Counter(e.kind for e in events)) == (4, {}, Counter(skipped=4))
+
+
+def test_what_comes_after_others_waits_for_them_and_fails_with_them(tmp_path: Path) -> None:
+    first, second, third = (task(i, cost) for i, cost in enumerate((1.0, 9.0, 2.0)))
+    third = replace(third, after=(first.key,))
+    outcome, events = done(tmp_path / "well", [third, second, first], jobs=1)
+    assert outcome.complete
+    assert names(events, "finished") == ["cell 1", "cell 0", "cell 2"]
+    broken = replace(first, payload={"index": 0})
+    last = replace(task(3), after=(third.key, second.key))
+    outcome, events = done(tmp_path / "broken", [last, third, second, broken], jobs=2)
+    assert sorted(names(events, "failed")) == ["cell 0", "cell 2", "cell 3"]
+    assert {f.task.label: f.error for f in outcome.failures}["cell 3"] == "it comes after cell 2, which failed"
+    assert not outcome.remaining
+
+
+def test_tasks_in_a_circle_or_after_none_are_refused(tmp_path: Path) -> None:
+    one, other = task(0), task(1)
+    for after, message in ((other.key, "in a circle"), ("abcdef", "after abcdef, which is not among the tasks")):
+        with pytest.raises(ValueError, match=message):
+            done(tmp_path, [replace(one, after=(after,)), replace(other, after=(one.key,))])
 
 
 def test_one_process_and_two_write_the_same_files(tmp_path: Path) -> None:

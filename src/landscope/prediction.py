@@ -127,7 +127,7 @@ def _timed_data(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
 
 def _pilot(recipe: Recipe, root: Path, device: torch.device | str) -> Training:
-    return begin(replace(recipe, start=None, stop=None), load_data(recipe, root), device=device)
+    return begin(replace(recipe, start=None, constraint=None, stop=None), load_data(recipe, root), device=device)
 
 
 def _step_seconds(recipe: Recipe, root: Path, device: torch.device | str) -> float:
@@ -158,7 +158,7 @@ def _timed_steps(recipe: Recipe, root: Path, device: torch.device | str) -> floa
 
 def _together_seconds(recipe: Recipe, members: int, root: Path, device: torch.device | str) -> tuple[float, float]:
     """Seconds of a step, and of a look at the training set's loss, of one member of a population."""
-    plain = replace(recipe, start=None, stop=None, steps=10**6, schedule=None)
+    plain = replace(recipe, start=None, constraint=None, stop=None, steps=10**6, schedule=None)
     recipes = [replace(plain, seed=PILOT_SEED + i) for i in range(members)]
     pilot = population.begin(recipes, [load_data(r, root) for r in recipes], device=device)
     steps, looks, turns = [], [], population.advance(pilot)

@@ -73,12 +73,12 @@ def show_plan(study: "Study", jobs: int, device: str) -> None:
     """What would be done, what could be detected, and what it would cost."""
     from landscope import study as studies
     from landscope.prediction import wall_seconds
-    from landscope.spec import key
     from landscope.stats import detectable
 
     costs = _predicted(study, device)
-    runs = {key(recipe): recipe for _, recipe in study.runs()}
-    todo = {name for task in studies.tasks(study) for name in studies.missing_runs(study, task)}
+    tasks = studies.tasks(study)
+    runs = sum(task.runs for task in tasks)
+    todo = {name for task in tasks for name in studies.missing_runs(study, task)}
     print(f"{study.name}, scale {study.scale}: {plain(study.experiment.title)}")
     print(plain(f"Data: {study.source}"))
     primary = [claim for claim in study.claims if claim.primary and not claim.positive]
@@ -92,7 +92,7 @@ def show_plan(study: "Study", jobs: int, device: str) -> None:
             else "one seed nothing can be detected."
         )
     )
-    print(f"Runs: {len(runs)} networks, {len(runs) - len(todo)} of them finished.")
+    print(f"Runs: {runs} networks, {runs - len(todo)} of them finished.")
     print(plain(f"Executor: {studies.executor_words(study)}."))
     _print_protocols(study, costs)
     left = {name: cost for name, cost in costs.items() if name in todo}

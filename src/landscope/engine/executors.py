@@ -10,7 +10,7 @@ from torch import nn
 
 from landscope.models import seeded
 from landscope.population import alone_because, structure_key, unstackable
-from landscope.spec import Recipe, key
+from landscope.spec import Recipe, key, lineage
 
 # Stacking saves what each operation costs before it calculates. Above this many multiplications of a step's forward
 # pass (parameters times samples in a batch) that is little, and two processes of single networks are as fast.
@@ -60,14 +60,17 @@ class Group:
 
 
 def groups(recipes: Sequence[Recipe], sizes: Sizes) -> list[Group]:
-    """The recipes, each once, in the groups that are trained in the same way.
+    """The recipes and all that they come from, each once, in the groups that are trained in the same way.
+
+    Runs that come from others are in groups of their own, after those of the others.
 
     A recipe's executor depends on that recipe and the sizes alone, so that more seeds or another order change none.
     """
-    alike: dict[str, list[Recipe]] = {}
-    for recipe in {key(recipe): recipe for recipe in recipes}.values():
-        alike.setdefault(structure_key(recipe), []).append(recipe)
-    return [_group(tuple(members), sizes) for members in alike.values()]
+    alike: dict[tuple[int, str], list[Recipe]] = {}
+    for recipe, place in lineage(recipes).values():
+        alike.setdefault((place, structure_key(recipe)), []).append(recipe)
+    ordered = sorted(alike, key=lambda kind: kind[0])
+    return [_group(tuple(alike[kind]), sizes) for kind in ordered]
 
 
 def _group(recipes: tuple[Recipe, ...], sizes: Sizes) -> Group:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import landscope.measures as all_measures
 import landscope.store as store
-from landscope.engine.training import evaluation_size, load_at, load_data, start_state
+from landscope.engine.training import evaluation_size, load_at, load_data, named_states
 from landscope.engine.trying import tried
 from landscope.losses import check_additive, check_mean, check_targets
 from landscope.models import evaluating, seeded
@@ -44,7 +44,7 @@ def measure_cell(state: At, measures: Sequence[Call], root: Path, device: torch.
         return
     recipe = state.run if isinstance(state.run, Recipe) else store.read_spec(root, state.run)
     data = load_data(recipe, root)
-    fresh = begin(recipe, data, device=device, start=start_state(recipe, root))
+    fresh = begin(recipe, data, device=device, states=named_states(recipe, root))
     initial = state_of(fresh.model)
     fresh.model.load_state_dict(load_at(state, root))
     record = store.run_record(root, state.key)

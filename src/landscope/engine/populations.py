@@ -47,7 +47,7 @@ def train_runs(
     Raises:
         Interrupted: where the control asked to stop; the checkpoints are in the store.
     """
-    missing = [member for recipe, steps in runs if (member := _begun(recipe, steps, root)) is not None]
+    missing = [member for recipe, steps in runs if (member := _begun(recipe, steps, root, device)) is not None]
     cohorts: dict[int, list[_Member]] = {}
     for member in missing:  # an interruption between two members' checkpoints leaves them at different steps
         cohorts.setdefault(member.step, []).append(member)
@@ -59,11 +59,13 @@ def train_runs(
     return [alone.read_back(root, key(recipe)) for recipe, _ in runs]
 
 
-def _begun(recipe: Recipe, steps: Sequence[Step], root: Path) -> _Member | None:
+def _begun(recipe: Recipe, steps: Sequence[Step], root: Path, device: torch.device) -> _Member | None:
     """A run with what the store has of it; None where that is all."""
     run = store.write_spec(root, recipe)
     record = store.run_record(root, run)
     if record is not None and alone.has_states(root, run, record, steps):
+        return None
+    if alone.give_up(recipe, root, device):
         return None
     member = _Member(recipe, [*steps, *(record["states"] if record else ())])
     partial = alone.load_partial(root, run, member.wanted, "population")
@@ -79,8 +81,8 @@ def _train(
     started = time.perf_counter()
     recipes = [member.recipe for member in members]
     data = [alone.load_data(recipe, root) for recipe in recipes]
-    starts = [alone.start_state(recipe, root) for recipe in recipes]
-    population = begin(recipes, data, device=device, starts=starts)
+    states = [alone.named_states(recipe, root) for recipe in recipes]
+    population = begin(recipes, data, device=device, states=states)
     if members[0].partial is not None:
         restore(population, [member.partial for member in members if member.partial is not None])
     observers = [

@@ -16,7 +16,7 @@ from torch import Tensor
 import landscope.store as store
 from landscope.data import Data
 from landscope.models import device_of
-from landscope.spec import At, Call, Recipe, Step, key
+from landscope.spec import At, Call, Recipe, Step, key, sources
 from landscope.train import CHECK_DIVERGENCE, Training, advance, begin, checkpoint, diverge, evaluate, restore, state_of
 from landscope.types import Batches
 
@@ -54,8 +54,10 @@ def train_run(
     record = store.run_record(root, run)
     if record is not None and has_states(root, run, record, steps):
         return record
+    if give_up(recipe, root, device):
+        return read_back(root, run)
     started = time.perf_counter()
-    training = begin(recipe, load_data(recipe, root), device=device, start=start_state(recipe, root))
+    training = begin(recipe, load_data(recipe, root), device=device, states=named_states(recipe, root))
     rows: list[dict[str, Any]] = []
     kept: dict[int, dict[str, Tensor]] = {}
     # A run that is done again because a state is missing keeps the states that it had, too.
@@ -99,6 +101,27 @@ def finish(
         states=kept if training.status == "done" else {},
         environment=environment() | {"training_seconds": round(seconds, 3), "device": str(device)} | facts,
     )
+
+
+def give_up(recipe: Recipe, root: Path, device: torch.device) -> bool:
+    """Whether a run cannot begin because one that it comes from never had the state; it is recorded as diverged."""
+    for state in sources(recipe):
+        record = store.run_record(root, state.key)
+        if record is not None and _step_of(state, record, root) is None:
+            why = "diverged" if record["status"] == "diverged" else f"never came to the step {state.step!r}"
+            reason = f"the run {state.key}, which it comes from, {why}"
+            facts = {"status": "diverged", "steps": 0, "gradient_evaluations": 0, "reason": reason}
+            where = environment() | {"training_seconds": 0.0, "device": str(device)}
+            store.finish_run(root, key(recipe), record=facts, history=[], states={}, environment=where)
+            return True
+    return False
+
+
+def _step_of(state: At, record: Mapping[str, Any], root: Path) -> int | None:
+    """The step that is meant; None where the run diverged or never came there."""
+    if record["status"] == "diverged":
+        return None
+    return store.resolve_step(state.step, record, store.history(root, state.key))
 
 
 def read_back(root: Path, run: str) -> dict[str, Any]:
@@ -252,12 +275,9 @@ def _resume(
         kept.update(found)
 
 
-def start_state(recipe: Recipe, root: Path) -> Mapping[str, Tensor] | None:
-    """The initial state that a recipe asks for, computed from the states of the runs that its settings name."""
-    if recipe.start is None:
-        return None
-    states = {name: load_at(value, root) for name, value in recipe.start.kwargs if isinstance(value, At)}
-    return recipe.start.bind(**states)()
+def named_states(recipe: Recipe, root: Path) -> dict[At, dict[str, Tensor]]:
+    """The states of other runs that a recipe's settings name."""
+    return {state: load_at(state, root) for state in sources(recipe)}
 
 
 def load_at(state: At, root: Path) -> dict[str, Tensor]:
@@ -270,7 +290,7 @@ def load_at(state: At, root: Path) -> dict[str, Tensor]:
     record = store.run_record(root, state.key)
     if record is None:
         raise LookupError(f"the run {state.key} is not finished in {root}: train it first")
-    step = store.resolve_step(state.step, record, store.history(root, state.key))
+    step = _step_of(state, record, root)
     if step is None:
         raise LookupError(f"the run {state.key} never came to the step {state.step!r}")
     return store.load_state(root, state.key, step)

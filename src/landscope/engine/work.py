@@ -6,15 +6,19 @@ from typing import Any
 
 import torch
 
+import landscope.store as store
 from landscope.engine.measuring import measure_cell, missing
 from landscope.engine.populations import train_runs
-from landscope.engine.training import Control, Interrupted, train_run
-from landscope.spec import Call, Recipe, Step, at, canonical, from_canonical
+from landscope.engine.training import Control, Interrupted, has_states, train_run
+from landscope.spec import Call, Recipe, Step, at, canonical, from_canonical, key
 
 
-def payload(recipe: Recipe, steps: Iterable[Step], measures: Sequence[Call], device: str = "cpu") -> dict[str, Any]:
-    """What `work` needs to know, as JSON values."""
-    return {
+def payload(
+    recipe: Recipe, steps: Iterable[Step], measures: Sequence[Call], device: str = "cpu", kept: Iterable[Step] = ()
+) -> dict[str, Any]:
+    """What `work` needs to know, as JSON values; the states at the steps ``kept`` are what other runs come from."""
+    more = [canonical(step) for step in dict.fromkeys(kept)]
+    return ({"kept": more} if more else {}) | {
         "recipe": canonical(recipe),
         "steps": [canonical(step) for step in dict.fromkeys(steps)],
         "measures": [canonical(measure) for measure in measures],
@@ -27,12 +31,10 @@ def together(payloads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"members": [dict(payload) for payload in payloads], "device": payloads[0]["device"]}
 
 
-def _read(task: Mapping[str, Any]) -> tuple[Recipe, tuple[Step, ...], tuple[Call, ...]]:
-    return (
-        from_canonical(task["recipe"]),
-        tuple(from_canonical(step) for step in task["steps"]),
-        tuple(from_canonical(measure) for measure in task["measures"]),
-    )
+def _read(task: Mapping[str, Any]) -> tuple[Recipe, tuple[Step, ...], tuple[Call, ...], tuple[Step, ...]]:
+    lists = (task["steps"], task["measures"], task.get("kept", ()))
+    steps, measures, kept = (tuple(from_canonical(item) for item in items) for items in lists)
+    return from_canonical(task["recipe"]), steps, measures, kept
 
 
 def work(task: Mapping[str, Any], root: str, control: Control) -> dict[str, Any]:
@@ -53,13 +55,13 @@ def work(task: Mapping[str, Any], root: str, control: Control) -> dict[str, Any]
     parts = [_read(member) for member in task.get("members", [task])]
     try:
         if "members" in task:
-            records = train_runs([(recipe, steps) for recipe, steps, _ in parts], place, device, control)
+            records = train_runs([(r, [*steps, *kept]) for r, steps, _, kept in parts], place, device, control)
         else:
-            recipe, steps, _ = parts[0]
-            records = [train_run(recipe, steps, place, device, control)]
+            recipe, steps, _, kept = parts[0]
+            records = [train_run(recipe, [*steps, *kept], place, device, control)]
     except Interrupted:
         return {"stopped": True}
-    for recipe, steps, measures in parts:
+    for recipe, steps, measures, _ in parts:
         for step in steps:
             if control.stopping:
                 return {"stopped": True}
@@ -73,5 +75,8 @@ def finished(task: Mapping[str, Any], root: Path) -> bool:
     """Whether everything that a task is for lies in the store, undamaged."""
     if "members" in task:
         return all(finished(member, root) for member in task["members"])
-    recipe, steps, measures = _read(task)
+    recipe, steps, measures, kept = _read(task)
+    record = store.run_record(root, key(recipe))
+    if record is None or (kept and not has_states(root, key(recipe), record, kept)):
+        return False
     return not any(missing(root, at(recipe, step), measures) for step in steps)

@@ -23,7 +23,7 @@ def structure(recipe: Recipe) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
         "optimizer": _numberless(recipe.optimizer),
         "regularizers": tuple(_numberless(term, free_settings(term)) for term in recipe.regularizers),
-        "constraint": recipe.constraint,
+        "constraint": recipe.constraint and recipe.constraint.target,
         "augmentation": recipe.augmentation,
     }
 
@@ -99,8 +99,6 @@ def unstackable(recipe: Recipe) -> str | None:
     """Why a recipe cannot be a member of any population, as far as it says itself; None where it can."""
     if rule_of(recipe.optimizer) is None:
         return f"the optimizer {recipe.optimizer.name} has no update rule for stacked networks"
-    if recipe.constraint is not None:
-        return "a constraint works on one network"
     for term in recipe.regularizers:
         if _declared(term) is False:
             return f"the regularizer {term.name} is not known to be safe to stack"

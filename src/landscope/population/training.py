@@ -13,13 +13,14 @@ from landscope.optimizers.ascents import sam_perturbation
 from landscope.optimizers.updates import Update
 from landscope.population.chain import Chain, layers_of
 from landscope.population.checks import check_members
+from landscope.population.constraints import constrain_rows
 from landscope.population.functional import NET, TERMS, Functional
 from landscope.population.layout import Layout
 from landscope.population.samples import Samples
 from landscope.population.settings import Settings
 from landscope.population.structure import SAM, check_stackable, differing_settings, rule_of
 from landscope.spec import Recipe, derive
-from landscope.train import CHECK_DIVERGENCE, Training, diverge, draws
+from landscope.train import CHECK_DIVERGENCE, States, Training, diverge, draws
 from landscope.train import begin as begin_alone
 
 
@@ -29,7 +30,7 @@ class Population:
 
     Args:
         members: Each network as a `Training` of its own: its recipe, step, status and, where the stopping rule was
-            checked at this step, its training loss. Its ``model`` is as it was at the start.
+            checked at this step, its training loss. Its ``model`` serves for names, shapes and its constraint alone.
         running: The number of the member in each row of what follows.
         rows: All parameters, ``[rows, width]``.
         buffers: Buffers of networks and regularizers by name, ``[rows, ...]``.
@@ -79,6 +80,7 @@ def begin(
     *,
     device: torch.device | str = "cpu",
     starts: Sequence[Mapping[str, Tensor] | None] | None = None,
+    states: Sequence[States] | None = None,
 ) -> Population:
     """A population before its first step; the global random state is left as it was.
 
@@ -86,15 +88,15 @@ def begin(
         recipes: What to train: alike but for numbers and ``start``.
         data: The data sets of each.
         device: Where to train.
-        starts: Initial states instead of the models' own initialisation, or None for each.
+        starts: Initial states instead of the recipes' own, or None for each.
+        states: For each the states of other runs that its settings name.
 
     Raises:
         ValueError: where the recipes cannot be stacked; the message names the field that differs or cannot be.
     """
     rule = _rule(recipes)
-    given = starts or [None] * len(recipes)
-    parts = zip(recipes, data, given, strict=True)
-    members = [begin_alone(recipe, own, device=device, start=start) for recipe, own, start in parts]
+    parts = zip(recipes, data, starts or [None] * len(recipes), states or [{}] * len(recipes), strict=True)
+    members = [begin_alone(r, own, device=device, start=start, states=named) for r, own, start, named in parts]
     check_members(members)
     layout = Layout.of(members[0].model)
     rows = layout.stacked([dict(member.model.named_parameters()) for member in members])
@@ -198,7 +200,15 @@ def _take_step(population: Population) -> Tensor:
         away = rows + sam_perturbation(gradients, rho=-rho if settings.get("maximize") else rho)
         population.program.gradient(away, population.buffers, batch, gradients, update=False, **more)
     population.update(rows, gradients, population.state, step + 1, settings)
+    _constrain(population)
     return losses
+
+
+def _constrain(population: Population) -> None:
+    running = [population.members[k] for k in population.running]
+    if any(member.constraint is not None for member in running):
+        prefix = NET if isinstance(population.program, Functional) else ""
+        constrain_rows(running, population.layout.views(population.rows), population.buffers, prefix)
 
 
 def _augmented(population: Population, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from landscope.spec.calls import (
     resolve,
     step_name,
 )
+from landscope.spec.chains import lineage, sources
 from landscope.spec.experiments import EXPECTATIONS, Claim, Experiment, Grid, Paper, Protocol, Published, planned
 from landscope.spec.recipes import Cell, Recipe, from_canonical
 
@@ -44,7 +45,9 @@ __all__ = [
     "first_below",
     "from_canonical",
     "key",
+    "lineage",
     "planned",
     "resolve",
+    "sources",
     "step_name",
 ]

@@ -226,7 +226,7 @@ def plain(value: Any, where: str = "a setting") -> Any:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class At:
     """A run's state at a step: make it with `at`. ``run`` is the recipe or its key, and the same state either way."""
 
@@ -237,6 +237,10 @@ class At:
     def key(self) -> str:
         """The run's key; remembered, because a chain of runs would else be hashed once for each way through it."""
         return self.run if isinstance(self.run, str) else key(self.run)
+
+    def __repr__(self) -> str:
+        """With the run's key, because a chain of recipes would else be written out once for each way through it."""
+        return f"at({self.key!r}, {self.step!r})"
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same step of the same run."""

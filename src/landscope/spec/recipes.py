@@ -24,8 +24,10 @@ class Recipe:
         schedule: Gives a learning-rate schedule, stepped after every optimizer step: called with the optimizer.
         order_seed: Draws the order of the batches; None takes it from ``seed``.
         stop: Ends the run early: called as ``stop.every`` and ``stop.level`` say (see `train.loss_below`).
-        start: Gives the initial state instead of the model's own initialisation.
-        constraint: Applied to the model after every optimizer step.
+        start: Gives the initial state instead of the model's own initialisation: called with nothing. A setting that is
+            another run's state (`at`) is given as that state, parameters and buffers by name; so it is in a constraint
+            and in a regularizer.
+        constraint: Applied to the model, in place and without gradients, before the first and after every step.
         augmentation: Changes a training batch's inputs: called with ``(inputs, generator)``, it returns the new ones.
     """
 

@@ -12,6 +12,8 @@ from landscope.spec import (
     canonical,
     from_canonical,
     key,
+    lineage,
+    sources,
 )
 from landscope.stats import changed_claims, claims_fingerprint
 from landscope.study.finding import Study
@@ -19,7 +21,7 @@ from landscope.sweep import Task
 
 
 def groups(study: Study) -> list[Group]:
-    """The study's runs by the way in which they are trained."""
+    """The study's runs, and those that they come from, by the way in which they are trained."""
     source = study.source
     return executor_groups([recipe for _, recipe in study.runs()], Sizes(source.shape, source.outputs, source.n_train))
 
@@ -27,26 +29,45 @@ def groups(study: Study) -> list[Group]:
 def tasks(study: Study, costs: Mapping[str, float] | None = None, device: str = "cpu", jobs: int = 1) -> list[Task]:
     """One task a population or run, with all that is measured on it under any protocol; a shared run is in one task.
 
+    Runs that the study's own come from (`at`) have tasks, too, which are done before.
+
     Args:
         study: The study.
         costs: Predicted seconds of each run, by its key.
         device: Where.
         jobs: Processes that the tasks are for: populations are split so that each has something to do.
     """
-    steps: dict[str, list[Step]] = {}
-    for protocol, recipe in study.runs():
-        steps.setdefault(key(recipe), []).extend(study.experiment.runs[protocol].steps)
+    steps, kept = _steps(study)
+    owner: dict[str, str] = {}  # by run, the task that it is in
     found: list[Task] = []
-    for group in groups(study):
+    for group in groups(study):  # those that others come from stand first
         for recipes in split(group, jobs, len(steps)):
             names = [key(recipe) for recipe in recipes]
-            payloads = [payload(r, steps[name], study.measures, device) for r, name in zip(recipes, names, strict=True)]
+            payloads = [
+                payload(recipe, steps[name], study.measures, device, kept.get(name, ()))
+                for recipe, name in zip(recipes, names, strict=True)
+            ]
+            alone = group.executor == "solo"
+            task, content = (names[0], payloads[0]) if alone else (key(names), together(payloads))
             cost = sum((costs or {}).get(name, 1.0) for name in names)
-            if group.executor == "solo":
-                found.append(Task(names[0], payloads[0], cost, _label(recipes)))
-            else:
-                found.append(Task(key(names), together(payloads), cost, _label(recipes), len(recipes)))
+            after = dict.fromkeys(owner[s.key] for recipe in recipes for s in sources(recipe) if s.key in owner)
+            found.append(Task(task, content, cost, _label(recipes), len(recipes), tuple(after)))
+            owner |= dict.fromkeys(names, task)
     return found
+
+
+def _steps(study: Study) -> tuple[dict[str, list[Step]], dict[str, list[Step]]]:
+    """By key of each run, the steps at which it is measured, and those whose states other runs come from."""
+    runs = study.runs()
+    family = lineage(recipe for _, recipe in runs)
+    steps: dict[str, list[Step]] = {name: [] for name in family}
+    for protocol, recipe in runs:
+        steps[key(recipe)].extend(study.experiment.runs[protocol].steps)
+    kept: dict[str, list[Step]] = {}
+    for recipe, _ in family.values():
+        for state in sources(recipe):
+            kept.setdefault(state.key, []).append(state.step)
+    return steps, kept
 
 
 def members(study: Study) -> dict[str, int]:
@@ -144,10 +165,14 @@ def expected(study: Study, only: Collection[str] | None = None) -> list[tuple[Re
         study: The study.
         only: Keys of the runs that are wanted; None for all.
     """
+    runs = study.runs()
     found: dict[str, tuple[Recipe, set[Step], float]] = {}
-    for name, recipe in study.runs():
+    for name, (recipe, _) in lineage(recipe for _, recipe in runs).items():
+        found[name] = recipe, set(), 0.0
+    for name, recipe in runs:
         protocol = study.experiment.runs[name]
-        _, steps, share = found.get(key(recipe), (recipe, set(), 0.0))
+        _, steps, share = found[key(recipe)]
         found[key(recipe)] = (recipe, steps | set(protocol.steps), max(share, protocol.share))
     kept = found if only is None else {name: found[name] for name in found if name in only}
-    return [(recipe, len(steps), share) for recipe, steps, share in kept.values()]
+    # Of a run that others alone come from nobody has said that it ends early.
+    return [(recipe, len(steps), share or 1.0) for recipe, steps, share in kept.values()]

@@ -17,7 +17,7 @@ from typing import Any
 from landscope.store import clean
 from landscope.sweep.hints import claim, release
 from landscope.sweep.processes import Worker, available, died, end, hung, send, start
-from landscope.sweep.tasks import Event, Failure, Outcome, Task
+from landscope.sweep.tasks import Event, Failure, Outcome, Task, weights_of
 
 _TICK = 0.1  # seconds between looks at what no pipe announces: signals, timeouts, other drivers
 
@@ -100,7 +100,8 @@ class _Driver:
     timeout: float | None
     signals: "collections.deque[str]" = field(default_factory=collections.deque)
     pending: "collections.deque[Task]" = field(default_factory=collections.deque)
-    postponed: list[Task] = field(default_factory=list)
+    waiting: list[Task] = field(default_factory=list)  # for tasks that they come after
+    postponed: list[Task] = field(default_factory=list)  # another driver is at them
     looked: float = 0.0
     settled: float = 0.0
     total: float = 0.0
@@ -116,7 +117,8 @@ class _Driver:
 
     def run(self, grace: float) -> None:
         self.total = sum(task.cost for task in self.tasks)
-        for task in sorted(self.tasks, key=lambda task: -task.cost):  # stable: equal costs keep their order
+        weights = weights_of(self.tasks)
+        for task in sorted(self.tasks, key=lambda task: -weights[task.key]):  # stable: equal costs keep their order
             self._skip(task) if self.finished(task) else self.pending.append(task)
         deadline = None
         while self._open() if self.stopped is None else self._busy():
@@ -133,7 +135,7 @@ class _Driver:
             self._look_after()
 
     def _open(self) -> bool:
-        return bool(self.pending or self.postponed or self._busy())
+        return bool(self.pending or self.waiting or self.postponed or self._busy())
 
     def _busy(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.task is not None]
@@ -165,10 +167,14 @@ class _Driver:
             self._give(worker, task)
 
     def _next(self) -> Task | None:
+        self.pending.extendleft(reversed(self.waiting))
+        self.waiting.clear()
         while self.pending:
             task = self.pending.popleft()
             if self.finished(task):
                 self._skip(task)
+            elif not self._ready(task):
+                pass
             elif claim(self.root, task.key, last_resort=False):
                 return task
             else:
@@ -185,6 +191,21 @@ class _Driver:
                 self.postponed.remove(task)
                 return task
         return None
+
+    def _ready(self, task: Task) -> bool:
+        """Whether all that a task comes after is done; else it waits, or fails where some of that has failed."""
+        if not task.after:
+            return True
+        failed = next((failure.task for failure in self.failures if failure.task.key in task.after), None)
+        if failed is not None:
+            error = f"it comes after {failed.label or failed.key}, which failed"
+            self._fail(Failure(task, "exception", error, "see there; the same command tries both again"))
+            return False
+        undone = {t.key for t in self.tasks}.difference(self.statuses, self.skipped)
+        if undone.isdisjoint(task.after):
+            return True
+        self.waiting.append(task)
+        return False
 
     def _release(self, task: Task) -> None:
         release(self.root, task.key)

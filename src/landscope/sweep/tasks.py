@@ -1,19 +1,29 @@
 """What a sweep is given and what it gives back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something to do: its name (hexadecimal), what ``work`` is given, predicted seconds, and how many runs it is."""
+    """Something to do.
+
+    Args:
+        key: Its name, hexadecimal.
+        payload: What ``work`` is given.
+        cost: Predicted seconds.
+        label: What it is called.
+        runs: How many runs it is.
+        after: Keys of the tasks that must be done before.
+    """
 
     key: str
     payload: Mapping[str, Any]
     cost: float = 1.0
     label: str = ""
     runs: int = 1
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,3 +93,24 @@ class Outcome:
     def complete(self) -> bool:
         """Whether every task is done."""
         return not self.failures and not self.remaining
+
+
+def weights_of(tasks: Sequence[Task]) -> dict[str, float]:
+    """By key, a task's cost with that of the costliest chain of tasks that come after it.
+
+    Raises:
+        ValueError: where tasks come after one another in a circle, or after one that is not there.
+    """
+    followers: dict[str, list[str]] = {task.key: [] for task in tasks}
+    for task in tasks:
+        for before in task.after:
+            if before not in followers:
+                raise ValueError(f"the task {task.key} comes after {before}, which is not among the tasks")
+            followers[before].append(task.key)
+    costs, found = {task.key: task.cost for task in tasks}, dict[str, float]()
+    while len(found) < len(costs):
+        left = [name for name in costs if name not in found and all(f in found for f in followers[name])]
+        if not left:
+            raise ValueError("these tasks come after one another in a circle")
+        found |= {name: costs[name] + max((found[f] for f in followers[name]), default=0.0) for name in left}
+    return found
