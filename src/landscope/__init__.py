@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from landscope.curvature import hessian as hessian
     from landscope.engine import measure as measure
     from landscope.figures import Figure as Figure
+    from landscope.kernels import infinite_ntk as infinite_ntk
+    from landscope.kernels import ntk as ntk
     from landscope.linalg import BlockSpectrum as BlockSpectrum
     from landscope.linalg import Density as Density
     from landscope.linalg import Diagonal as Diagonal
@@ -55,6 +57,7 @@ _EXPORTS = {
     "curvature": ("fisher", "flatten", "ggn", "hessian"),
     "engine": ("measure",),
     "figures": ("Figure",),
+    "kernels": ("infinite_ntk", "ntk"),
     "linalg": (
         "BlockSpectrum",
         "Density",
@@ -78,7 +81,19 @@ _EXPORTS = {
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 _MODULES = (
-    *("curvature", "data", "experiments", "layers", "linalg", "losses", "measures", "models", "norms", "optimizers"),
+    *(
+        "curvature",
+        "data",
+        "experiments",
+        "kernels",
+        "layers",
+        "linalg",
+        "losses",
+        "measures",
+        "models",
+        "norms",
+        "optimizers",
+    ),
     *("population", "regularizers", "report", "stats", "store", "tracking", "train"),
 )
 
@@ -112,12 +127,14 @@ __all__ = [
     "flatten",
     "ggn",
     "hessian",
+    "infinite_ntk",
     "judge",
     "key",
     "lightning_callback",
     "log_determinant",
     "measure",
     "monitor",
+    "ntk",
     "spectrum",
     "trace",
     "trace_squared",

@@ -9,9 +9,12 @@ from landscope.models.contexts import device_of, evaluating, seeded
 from landscope.models.convolutional import cnn, cnn1d, cnn5, vgg
 from landscope.models.dense import PairwiseLinear, mlp, pairwise_linear, residual_mlp
 from landscope.models.residual import resnet, resnet18, with_layer
+from landscope.models.scaled import ScaledLinear, check_variances, wide_mlp
 
 __all__ = [
     "PairwiseLinear",
+    "ScaledLinear",
+    "check_variances",
     "cnn",
     "cnn1d",
     "cnn5",
@@ -24,5 +27,6 @@ __all__ = [
     "resnet18",
     "seeded",
     "vgg",
+    "wide_mlp",
     "with_layer",
 ]
