@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from landscope import experiments, study
-from landscope.data import Source, find, images
+from landscope.data import HUB, Source, find, images
 from landscope.experiments.johannsen2026_batch_size import PAPER
 from landscope.figures import Figure
 from landscope.measures.outcomes import performance
@@ -27,9 +27,15 @@ def pictures(
 
 
 class Fake:
-    """A `Source` of CIFAR-10's sizes, for scales whose data are not embedded."""
+    """A `Source` of an image set's sizes, for scales whose data are not embedded."""
 
-    name, shape, outputs, task, n_train, n_test = "cifar10", (3, 32, 32), 10, "classification", 50_000, 10_000
+    outputs, task, n_test = 10, "classification", 10_000
+
+    def __init__(self, name="cifar10"):
+        self.name, self.shape, self.n_train = {
+            "cifar10": ("cifar10", (3, 32, 32), 50_000),
+            "mnist": ("mnist", (1, 28, 28), 60_000),
+        }[name]
 
     def draw(self, **settings):
         return call(pictures, **settings)
@@ -37,7 +43,7 @@ class Fake:
 
 def source(experiment: Experiment, scale: str, tmp_path) -> "Source | Fake":
     wanted = experiment.data[scale]
-    return Fake() if "cifar" in wanted else find(wanted, tmp_path)
+    return Fake(wanted) if wanted in HUB else find(wanted, tmp_path)
 
 
 @pytest.fixture(params=NAMES)

@@ -37,7 +37,8 @@ def peak_height(
     heights are those of the *other* units, which had no part in the choice. The peak chosen is the level, neither the
     first nor the last, of the largest prominence in the means of the choosing half: the smaller of its height above
     the lowest point before it and its height above the last level. The valley is the lowest point before the peak.
-    Where both are fixed, all units measure.
+    Where both are fixed, all units measure. Where all units are tested on the same examples, it speaks of new units on
+    these examples: their sampling error is not added, as `difference` can.
 
     Args:
         table: One protocol's results at one step.
