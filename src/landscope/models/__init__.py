@@ -7,7 +7,7 @@ PyTorch's.
 
 from landscope.models.contexts import device_of, evaluating, seeded
 from landscope.models.convolutional import cnn, cnn1d, cnn5, vgg
-from landscope.models.dense import PairwiseLinear, mlp, pairwise_linear, residual_mlp
+from landscope.models.dense import PairwiseLinear, mlp, pairwise_linear, random_features, residual_mlp
 from landscope.models.residual import resnet, resnet18, with_layer
 from landscope.models.scaled import ScaledLinear, check_variances, wide_mlp
 
@@ -22,6 +22,7 @@ __all__ = [
     "evaluating",
     "mlp",
     "pairwise_linear",
+    "random_features",
     "residual_mlp",
     "resnet",
     "resnet18",

@@ -1,4 +1,4 @@
-"""Networks of linear maps: plain, with skips, and linear in the pixels and their pairwise products."""
+"""Networks of linear maps: plain, with skips, and linear in random features or the pixels' pairwise products."""
 
 import math
 from typing import final
@@ -90,6 +90,30 @@ def residual_mlp(
     for _ in range(rest):
         layers += [nn.Linear(width, width), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def random_features(shape: tuple[int, ...], outputs: int, /, *, features: int = 1000) -> nn.Sequential:
+    """A linear model, without bias, on random ReLU features: max(0, Vx) with V drawn once from N(0, 1/inputs).
+
+    V is not trained. The last layer starts at 0, so that gradient descent leads to the solution of the smallest norm.
+
+    Args:
+        shape: The shape of one input, without the batch dimension.
+        outputs: Classes, or the dimension of a regression target.
+        features: How many; the double descent of Belkin et al. 2019 has its peak where it is the number of samples.
+
+    Raises:
+        ValueError: for sizes below 1.
+
+    >>> sum(p.numel() for p in random_features((784,), 10).parameters() if p.requires_grad)
+    10000
+    """
+    check_sizes(shape, outputs, features)
+    first, last = nn.Linear(math.prod(shape), features, bias=False), nn.Linear(features, outputs, bias=False)
+    nn.init.normal_(first.weight, std=math.prod(shape) ** -0.5)
+    nn.init.zeros_(last.weight)
+    first.weight.requires_grad_(False)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
 
 
 def pairwise_linear(shape: tuple[int, ...], outputs: int, /, *, side: int | None = 16) -> "PairwiseLinear":

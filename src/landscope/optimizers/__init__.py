@@ -5,6 +5,7 @@ Their arithmetic is pure functions on tensors, so that many networks can be step
 
 from landscope.optimizers.ascents import asam_perturbation, gsam_direction, sam_perturbation
 from landscope.optimizers.entropy_sgd import EntropySGD, langevin_step, momentum_step
+from landscope.optimizers.least_squares import LeastSquares, least_squares
 from landscope.optimizers.named import NAMES, optimizer
 from landscope.optimizers.path_sgd import PathSGD, calibration, path_gradient_norm, path_sgd_update
 from landscope.optimizers.prox_prop import ProxProp, proximal_direction, proximal_direction_cg
@@ -16,12 +17,14 @@ __all__ = [
     "NAMES",
     "SAM",
     "EntropySGD",
+    "LeastSquares",
     "PathSGD",
     "ProxProp",
     "asam_perturbation",
     "calibration",
     "gsam_direction",
     "langevin_step",
+    "least_squares",
     "momentum_step",
     "optimizer",
     "path_gradient_norm",
