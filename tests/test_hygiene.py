@@ -17,7 +17,10 @@ GENERATED = {".git", ".venv", ".idea", ".vscode", "__pycache__", "vendor", "runs
 LONGEST_FILE, LONGEST_FUNCTION = 450, 50
 ONE_EXPERIMENT = "an experiment is one file, and its claims are one declaration, read from top to bottom"
 LONG_FILES: dict[str, str] = {"src/landscope/experiments/johannsen2026_batch_size.py": ONE_EXPERIMENT}
-LONG_FUNCTIONS: dict[str, str] = {"src/landscope/experiments/johannsen2026_batch_size.py:claims": ONE_EXPERIMENT}
+LONG_FUNCTIONS: dict[str, str] = {
+    "src/landscope/experiments/johannsen2026_batch_size.py:claims": ONE_EXPERIMENT,
+    "src/landscope/experiments/johannsen2026_ntk.py:claims": ONE_EXPERIMENT,
+}
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}

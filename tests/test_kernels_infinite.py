@@ -120,19 +120,24 @@ def one_pair(width: int, draws: int, x: Tensor) -> Tensor:
     return vmap(kernel, chunk_size=8)({name: w.detach() for name, w in weights.items()})
 
 
+COSINE = 0.15348548  # of two inputs of mean square 1, at which the infinite kernel of two hidden layers is 1.696
+FIGURES = {128: (1.723, 0.053, 0.41), 512: (1.694, 0.029, 0.23), 1024: (1.691, 0.017, 0.13)}  # mean, sem, sd of 60 draws
+
+
 def test_finite_networks_scatter_around_the_infinite_one_as_one_over_the_root_of_the_width():
-    x = drawn(2, 10)
+    x = 2 * torch.tensor([[1, 0, 0, 0], [COSINE, math.sqrt(1 - COSINE**2), 0, 0]], dtype=torch.float64)
     infinite = infinite_ntk(x, depth=2)[0, 1].item()
+    assert infinite == pytest.approx(1.696, abs=1e-6)
     spread = {}
-    for width, draws in ((32, 400), (128, 200), (512, 40)):
-        found = one_pair(width, draws, x)
-        sem = found.std().item() / math.sqrt(draws)
-        assert abs(found.mean().item() - infinite) < 4 * sem
-        assert sem < 0.1 * abs(infinite)
+    for width, (mean, sem, sd) in FIGURES.items():
+        found = one_pair(width, 60, x)
         spread[width] = found.std().item()
-    # The standard deviation is known to 1 / √(2 draws).
-    assert spread[32] / spread[128] == pytest.approx(2, rel=4 * math.hypot(1 / math.sqrt(800), 1 / math.sqrt(400)))
-    assert spread[128] / spread[512] == pytest.approx(2, rel=4 * math.hypot(1 / math.sqrt(400), 1 / math.sqrt(80)))
+        own = spread[width] / math.sqrt(60)
+        assert abs(found.mean().item() - infinite) < 4 * own
+        assert abs(found.mean().item() - mean) < 4 * math.hypot(own, sem)
+        assert abs(math.log(spread[width] / sd)) < 4 / math.sqrt(60)  # each is known to 1 / √(2 · 60)
+    for wide in (512, 1024):
+        assert abs(math.log(spread[128] / spread[wide]) - 0.5 * math.log(wide / 128)) < 4 / math.sqrt(60)
 
 
 def test_the_layers_way_agrees_with_gradients_on_one_of_these_networks_and_with_the_limit():

@@ -180,7 +180,8 @@ def alignment(kernel: Float[Tensor, " n n"], targets: Float[Tensor, " n o"], /, 
         y = y - y.mean(0)
         k = k - k.mean(0)
         k = k - k.mean(1, keepdim=True)
-    return cosine(k, y @ y.T)
+    rounding = len(k) * torch.finfo(kernel.dtype).eps * float(kernel.double().norm())
+    return cosine(k if float(k.norm()) > rounding else torch.zeros_like(k), y @ y.T)
 
 
 def cosine(a: Float[Tensor, " n m"], b: Float[Tensor, " n m"], /) -> float:

@@ -4,6 +4,7 @@ A claim's statistic (`log_ratio`, `difference`, `trend`, `peak_height`, `configu
 results into `Units`; `judge` turns those into one `Verdict` per claim and protocol. SciPy is imported on use.
 """
 
+from landscope.stats.exponents import exponent
 from landscope.stats.inference import detectable, holm, power, sd_limit, seeds_needed, sign_flip_p
 from landscope.stats.judging import decide, judge
 from landscope.stats.peaks import peak_height
@@ -21,6 +22,7 @@ __all__ = [
     "decide",
     "detectable",
     "difference",
+    "exponent",
     "holm",
     "judge",
     "log_ratio",
