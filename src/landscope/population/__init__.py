@@ -6,16 +6,9 @@ the bit: not on how many members there are, nor on which.
 """
 
 from landscope.population.checks import alone_because
+from landscope.population.states import checkpoint, restore, state_of
 from landscope.population.structure import check_stackable, structure_key, unstackable
-from landscope.population.training import (
-    Population,
-    advance,
-    begin,
-    checkpoint,
-    evaluate,
-    restore,
-    state_of,
-)
+from landscope.population.training import Population, advance, begin, evaluate
 
 __all__ = [
     "Population",

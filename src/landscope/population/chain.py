@@ -331,20 +331,23 @@ class Chain:
     @torch.no_grad()
     def evaluate(
         self, rows: Tensor, buffers: dict[str, Tensor], batch: tuple[Tensor, Tensor], accuracy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The summed loss of each member in eval mode, and how many samples it gets right, ``[members]`` each."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The summed loss of each member in eval mode, how many samples it gets right, ``[members]`` each.
+
+        Third come the losses of all samples, ``[members, batch]``, for the cross-entropy alone; none is below 0.
+        """
         run = self._pass(rows, buffers, training=False)
         x, targets = self._before_last(batch[0], run), batch[1]
         if self._categorical:
             z = self._last.head(x, run)
             logs = aten._log_softmax.out(z, 1, False, out=self._scratch("logs", *z.shape))
-            losses = logs.gather(1, targets.unsqueeze(1)).sum((1, 2)).neg_()
+            losses = logs.gather(1, targets.unsqueeze(1)).squeeze(1).neg_()
             right = (z.argmax(1) == targets).sum(1) if accuracy else None
-            return losses, right
+            return losses.sum(1), right, losses
         outputs = self._last.forward(x, run)
         losses = torch.func.vmap(self._loss)(outputs, targets) * x.shape[1]
         right = (outputs.argmax(2) == targets).sum(1) if accuracy else None
-        return losses, right
+        return losses, right, None
 
     def _before_last(self, inputs: Tensor, run: Pass) -> Tensor:
         x = inputs.flatten(2) if inputs.dim() > 2 else inputs.unsqueeze(2)

@@ -150,7 +150,7 @@ class Functional:
     @torch.no_grad()
     def evaluate(
         self, rows: Tensor, buffers: dict[str, Tensor], batch: tuple[Tensor, Tensor], accuracy: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, None]:
         """The summed loss of each member in eval mode, and how many samples it gets right, ``[members]`` each."""
 
         def one(parameters: dict[str, Tensor], held: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,4 +161,4 @@ class Functional:
         with evaluating(self._model):
             outputs, losses = vmap(one)(self._layout.views(rows), held, *batch)
         right = (outputs.argmax(2) == batch[1]).sum(1) if accuracy else None
-        return losses * batch[0].shape[1], right
+        return losses * batch[0].shape[1], right, None

@@ -73,6 +73,11 @@ class Samples:
         for start in range(0, x.shape[1], LOOK):
             yield x[:, start : start + LOOK], y[:, start : start + LOOK]
 
+    def chosen(self, name: str, rows: Sequence[int], order: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples of these numbers, ``[rows, k]``, of a set of these members."""
+        x, y = self._whole(name)
+        return _chosen(_members(x, rows), _members(y, rows), order)
+
     def samples(self, name: str) -> int:
         """How many samples a set has."""
         return getattr(self._data[0], name).n

@@ -16,6 +16,7 @@ from landscope.population.checks import check_members
 from landscope.population.constraints import constrain_rows
 from landscope.population.functional import NET, TERMS, Functional
 from landscope.population.layout import Layout
+from landscope.population.lookout import Lookout
 from landscope.population.samples import Samples
 from landscope.population.settings import Settings
 from landscope.population.structure import SAM, check_stackable, differing_settings, rule_of
@@ -30,7 +31,8 @@ class Population:
 
     Args:
         members: Each network as a `Training` of its own: its recipe, step, status and, where the stopping rule was
-            checked at this step, its training loss. Its ``model`` serves for names, shapes and its constraint alone.
+            checked at this step, its training loss (where that may be the lowest so far). Its ``model`` serves for
+            names, shapes and the constraint alone.
         running: The number of the member in each row of what follows.
         rows: All parameters, ``[rows, width]``.
         buffers: Buffers of networks and regularizers by name, ``[rows, ...]``.
@@ -45,6 +47,7 @@ class Population:
         step: Optimizer steps made.
         gradients: The gradients at the last step, ``[rows, width]``.
         events: The steps at which a member ends, and the intervals of their stopping rules.
+        lookout: Spares the checks of the stopping rules whose outcome is known.
     """
 
     members: list[Training]
@@ -62,6 +65,7 @@ class Population:
     step: int = 0
     gradients: Tensor = field(default_factory=lambda: torch.zeros(0))
     events: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+    lookout: Lookout = field(default_factory=Lookout)
 
     def row(self, member: int) -> int:
         """The row that a member is in.
@@ -111,7 +115,7 @@ def begin(
         state={},
         layout=layout,
         samples=Samples(recipes, [member.data for member in members]),
-        settings=_settings(recipes, 0, rows.device),
+        settings=settings_of(recipes, 0, rows.device),
         program=program,
         update=rule,
         ascent=recipes[0].optimizer.target == SAM,
@@ -145,7 +149,8 @@ def _changed(recipes: Sequence[Recipe], rows: Tensor) -> list[dict[str, Tensor]]
     ]
 
 
-def _settings(recipes: Sequence[Recipe], step: int, device: torch.device) -> Settings:
+def settings_of(recipes: Sequence[Recipe], step: int, device: torch.device) -> Settings:
+    """The settings of these recipes' optimizers from a step on."""
     return Settings([(r.optimizer, r.schedule) for r in recipes], [r.steps for r in recipes], step, device)
 
 
@@ -269,9 +274,13 @@ def _look_after(population: Population, so_far: Tensor) -> None:
 
 def _check(population: Population, checked: Sequence[int]) -> None:
     """The stopping rules of these members."""
-    if not checked:
+    may = population.lookout.may_be_lowest(population, checked)
+    if not may:
         return
-    for k, found in evaluate(population, "train", checked, accuracy=False).items():
+    each: list[Tensor] = []
+    losses = evaluate(population, "train", may, accuracy=False, every=each)
+    population.lookout.saw(population, {k: found["loss"] for k, found in losses.items()}, each)
+    for k, found in losses.items():
         member = population.members[k]
         member.train_loss = found["loss"]
         if not math.isfinite(member.train_loss):
@@ -305,7 +314,12 @@ def _left(population: Population, so_far: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    population: Population, name: str, members: Sequence[int] | None = None, *, accuracy: bool = True
+    population: Population,
+    name: str,
+    members: Sequence[int] | None = None,
+    *,
+    accuracy: bool = True,
+    every: list[Tensor] | None = None,
 ) -> dict[int, dict[str, float]]:
     """The mean loss of running members over a whole set in eval mode, and their accuracy, by member.
 
@@ -314,6 +328,7 @@ def evaluate(
         name: train, valid or test.
         members: Which members; None for all that have a row.
         accuracy: Whether the accuracy is wanted, too; it needs targets that are class indices.
+        every: Where the losses of the single samples go, ``[members, part of the set]`` each, if the program has them.
     """
     wanted = population.running if members is None else list(members)
     at = [population.row(k) for k in wanted]
@@ -324,8 +339,10 @@ def evaluate(
     right = torch.zeros(len(at), dtype=torch.long, device=rows.device)
     for batch in population.samples.looks(name, at):
         classes = accuracy and not batch[1].is_floating_point()
-        losses, correct = population.program.evaluate(rows, buffers, batch, classes)
+        losses, correct, each = population.program.evaluate(rows, buffers, batch, classes)
         total += losses
+        if every is not None and each is not None:
+            every.append(each)
         if correct is not None:
             right += correct
     n = population.samples.samples(name)
@@ -334,54 +351,3 @@ def evaluate(
         for k, count in zip(wanted, right.tolist(), strict=True):
             found[k]["accuracy"] = count / n
     return found
-
-
-def state_of(population: Population, member: int) -> dict[str, Tensor]:
-    """A copy, on the CPU, of a running member's parameters and buffers, as its model's state_dict names them."""
-    row = population.row(member)
-    views = population.layout.views(population.rows[row : row + 1])
-    prefix = NET if isinstance(population.program, Functional) else ""
-    found: dict[str, Tensor] = {}
-    for name in population.members[member].model.state_dict():
-        held = views[name][0] if name in views else population.buffers[f"{prefix}{name}"][row]
-        found[name] = held.to("cpu", copy=True)
-    return found
-
-
-def checkpoint(population: Population, member: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything needed to go on with a member bit for bit: tensors by name, and the rest as JSON values.
-
-    Raises:
-        ValueError: between two looks at the loss, where a resumed run could miss a divergence that this one sees.
-    """
-    if population.step % CHECK_DIVERGENCE:
-        raise ValueError(f"a checkpoint is taken at a multiple of {CHECK_DIVERGENCE} steps, not at {population.step}")
-    row = population.row(member)
-    tensors = {"rows": population.rows[row].clone()}
-    tensors |= {f"buffers/{name}": t[row].clone() for name, t in population.buffers.items()}
-    tensors |= {f"state/{name}": t[row].clone() for name, t in population.state.items()}
-    return tensors, {
-        "step": population.step,
-        "gradient_evaluations": population.members[member].gradient_evaluations,
-        "executor": "population",
-    }
-
-
-def restore(population: Population, saved: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
-    """Put a population that was just begun to where `checkpoint` found each of its members, all at one step.
-
-    Raises:
-        ValueError: where the members are at different steps.
-    """
-    steps = {meta["step"] for _, meta in saved}
-    if len(steps) != 1 or len(saved) != len(population.members):
-        raise ValueError(f"members go on together from one step, not from {sorted(steps)}")
-    (population.step,) = steps
-    population.rows = torch.stack([tensors["rows"] for tensors, _ in saved]).to(population.rows)
-    for kind, held in (("buffers/", population.buffers), ("state/", population.state)):
-        for name in [n.removeprefix(kind) for n in saved[0][0] if n.startswith(kind)]:
-            held[name] = torch.stack([tensors[f"{kind}{name}"] for tensors, _ in saved]).to(population.rows.device)
-    for member, (_, meta) in zip(population.members, saved, strict=True):
-        member.step, member.gradient_evaluations = meta["step"], meta["gradient_evaluations"]
-    recipes = [member.recipe for member in population.members]
-    population.settings = _settings(recipes, population.step, population.rows.device)
