@@ -1,5 +1,6 @@
 """Measures: a contract over every one that is discovered, and each one's own numbers."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -67,6 +68,10 @@ def test_measures_leave_everything_as_it_was_and_give_the_same_in_any_order(whic
         assert same(take(name, snapshot), first[name]), name
 
 
+class InsideTheLoss(RuntimeError):
+    pass
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_measure_that_fails_leaves_everything_as_it_was(name: str):
     model, data = made("noisy", torch.float32)
@@ -76,14 +81,15 @@ def test_a_measure_that_fails_leaves_everything_as_it_was(name: str):
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         calls.append(1)
         if len(calls) > 3:
-            raise RuntimeError("inside the loss")
+            raise InsideTheLoss
         return functional.cross_entropy(outputs, targets)
 
     object.__setattr__(snapshot, "loss", loss)
     model.train()
     before = everything(model)
-    with pytest.raises(RuntimeError, match="inside the loss"):
+    with contextlib.suppress(InsideTheLoss):
         take(name, snapshot)
+        assert len(calls) <= 3  # a measure of the weights alone asks for no loss
     assert same(everything(model), before)
 
 
