@@ -149,3 +149,10 @@ def test_a_missing_run_of_the_choosing_half_is_missed():
     found = judge([double_descent()], {"end": Table.of(rows)}, 16)[0]
     assert found.word == "not testable"
     assert "1 of 80 runs are missing" in found.reason
+
+
+def test_heights_of_logarithms_are_ratios():
+    found = height(curves(np.tile(CURVE, (4, 1))), log=True)
+    assert found.values == pytest.approx([np.log(2.0)] * 2)
+    with pytest.raises(Untestable, match="has no logarithm"):
+        height(curves(np.tile(CURVE - 0.2, (4, 1))), log=True)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from landscope.data.decoding import Progress
 from landscope.data.finding import HUB, content_of, find, names
-from landscope.data.generated import mnist1d, noisy_polynomial, polynomial, rings, swiss_roll, swiss_roll_points
+from landscope.data.generated import (
+    mnist1d,
+    noisy_polynomial,
+    polynomial,
+    rings,
+    swiss_roll,
+    swiss_roll_points,
+    two_scales,
+)
 from landscope.data.sets import Data, interleaved, stratified_split, stream, with_label_noise
 from landscope.data.sources import Source
 from landscope.data.stored import breast_cancer, digits, images
@@ -38,6 +46,7 @@ __all__ = [
     "stream",
     "swiss_roll",
     "swiss_roll_points",
+    "two_scales",
     "with_label_noise",
 ]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from landscope import files
 from landscope.data.cache import cached, read
 from landscope.data.decoding import Progress, decoded
-from landscope.data.generated import mnist1d, noisy_polynomial, rings, swiss_roll
+from landscope.data.generated import mnist1d, noisy_polynomial, rings, swiss_roll, two_scales
 from landscope.data.sources import Source
 from landscope.data.stored import breast_cancer, digits, images
 from landscope.spec import call
@@ -60,6 +60,10 @@ def _embedded() -> dict[str, tuple[str, Source]]:
         (
             "a quadratic or piecewise cubic function with noise",
             Source("noisy_polynomial", call(noisy_polynomial), (1,), 1, "regression", 200, 100),
+        ),
+        (
+            "linear regression on features of two scales",
+            Source("two_scales", call(two_scales), (50,), 1, "regression", 200, 2000),
         ),
     )
     return {source.name: (line, source) for line, source in sets}

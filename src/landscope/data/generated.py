@@ -188,6 +188,56 @@ def noisy_polynomial(
     return gathered(*sets, outputs=1, task="regression")
 
 
+def two_scales(
+    seed: int,
+    cache: Path | None = None,
+    /,
+    *,
+    fast: int = 40,
+    slow: int = 10,
+    scale: float = 0.1,
+    noise: float = 5**0.5,
+    train: int = 200,
+    valid: int = 0,
+    test: int = 2000,
+) -> Data:
+    """Linear regression on features of two scales, which gradient descent learns one after the other.
+
+    y = ⟨x, θ⟩ + N(0, noise²) with ``fast`` features N(0, 1) and ``slow`` features N(0, scale²), of which each group
+    contributes a variance of 1 to y: θ is drawn anew by every seed and scaled so. Along gradient descent each group's
+    excess risk falls from 1 to a minimum and rises to about noise² · features / train, the slow group's 1 / scale²
+    times later. So the test error falls, rises and falls again: the superposition by which Heckel & Yilmaz ("Early
+    stopping in deep networks: double descent and how to eliminate it", 2021, section 2) explain epoch-wise double
+    descent; the sizes are ours. Validation and test targets are without noise: their loss is the excess risk.
+
+    Args:
+        seed: Draws θ, features and noise.
+        cache: Not used.
+        fast: Features of scale 1.
+        slow: Features of the other scale.
+        scale: Their standard deviation; 1 makes the groups alike, and the second descent goes away.
+        noise: Standard deviation of the noise on training targets.
+        train: Training samples.
+        valid: Validation samples.
+        test: Test samples.
+
+    >>> two_scales(0)
+    Data for regression: 200 training, 2,000 test samples of shape (50,), 1 outputs
+    """
+    check_sizes(train=train, valid=valid, test=test)
+    if fast < 1 or slow < 1 or not scale > 0:
+        raise ValueError(f"two groups have at least 1 feature each and a scale above 0, not {fast}, {slow} and {scale}")
+    groups = np.split(stream(seed, "two scales truth").standard_normal(fast + slow), [fast])
+    spread = np.repeat([1.0, scale], [fast, slow])
+    truth = np.concatenate([group / np.linalg.norm(group) for group in groups]) / spread
+    sets = []
+    for name, size, sd in (("train", train, noise), ("valid", valid, 0.0), ("test", test, 0.0)):
+        x = stream(seed, f"two scales {name}").standard_normal((size, fast + slow)) * spread
+        error = stream(seed, f"two scales {name} noise").standard_normal(size)
+        sets.append(batches(x, (x @ truth + sd * error)[:, None]))
+    return gathered(*sets, outputs=1, task="regression")
+
+
 # The strokes of the ten digits, twelve heights each, as the data set's definition gives them.
 _STROKES = (
     (5, 6, 6.5, 6.75, 7, 7, 7, 7, 6.75, 6.5, 6, 5),

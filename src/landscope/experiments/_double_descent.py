@@ -56,7 +56,9 @@ def double_descent(
     return Claim(text, None, "all_of", parts=parts, paper=least, expectation=expectation, **shared)
 
 
-def no_rise(text: str, statistic: Mapping[str, Any], *, smallest: float, reason: str, expectation: str) -> Claim:
+def no_rise(
+    text: str, statistic: Mapping[str, Any], *, smallest: float, reason: str, expectation: str, unit: str = "points"
+) -> Claim:
     """The claim that there is no peak: nowhere does the error rise by more than ``smallest`` above what it was."""
     return Claim(
         text,
@@ -65,7 +67,7 @@ def no_rise(text: str, statistic: Mapping[str, Any], *, smallest: float, reason:
         null=smallest,
         smallest=smallest,
         reason=reason,
-        unit="points",
+        unit=unit,
         expectation=expectation,
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from landscope.stats.arms import Arms, read_arms
+from landscope.stats.statistics import logarithms
 from landscope.stats.units import Units, Untestable
 from landscope.types import Table
 
@@ -21,6 +22,7 @@ def peak_height(
     above: str,
     levels: tuple[Any, ...] = (),
     dip: bool = False,
+    log: bool = False,
     peak: Any = None,
     valley: Any = None,
     threshold: tuple[str, float] | None = None,
@@ -47,6 +49,7 @@ def peak_height(
         above: ``"smaller"``: above the valley; ``"largest"``: above the last level.
         levels: The levels, in any order, at least 3; all that the table has if left empty.
         dip: Whether a dip is looked for, as accuracy has where the error has a peak: the values count negatively.
+        log: Whether heights are those of ln value, that is ratios.
         peak: The peak's level, where it is fixed beforehand.
         valley: The valley's, likewise.
         threshold: (column, least mean), another way to fix the peak: the first level but one or later at which the mean
@@ -82,21 +85,28 @@ def peak_height(
         reached = read_arms(table, column, over, arms.levels, unit, "min", None, where, given)
         top = _reached(reached, column, over, least)
     _check_order(arms.levels, top, bottom, over)
-    values = -arms.values if dip else arms.values
+    values = logarithms(arms, value, over) if log else arms.values
+    values = -values if dip else values
     measuring, how = slice(None), "fixed beforehand"
     if top is None or (bottom is None and above == "smaller" and top > 1):
         top, bottom = _chosen(values[::2].mean(axis=0), top, bottom)
         measuring, how = slice(1, None, 2), f"chosen on the other {len(values[::2])} {unit}s"
     other = len(arms.levels) - 1 if above == "largest" else bottom or 0
-    where_it_is = f"the peak at {over} = {arms.levels[top]} above {arms.levels[other]}, {how}"
-    places = {"peak": arms.levels[top], "largest" if above == "largest" else "valley": arms.levels[other]}
-    units = arms.units(
-        values[:, top] - values[:, other],
-        note="; ".join(filter(None, (arms.shared["note"], where_it_is))),
-        extra={name: float(level) for name, level in places.items() if isinstance(level, int | float)},
-    )
+    units = _heights(arms, values[:, top] - values[:, other], (top, other), above, f"at {over} = ", how)
     return replace(
         units, ids=units.ids[measuring], values=units.values[measuring], complete=units.whole_marks[measuring]
+    )
+
+
+def _heights(arms: Arms, values: np.ndarray, places: tuple[int, int], above: str, at: str, how: str) -> Units:
+    """The heights of all units, with the places in words and, where they are numbers, as numbers."""
+    top, other = (arms.levels[place] for place in places)
+    said = f"the peak {at}{top} above {other}, {how}"
+    named = {"peak": top, "largest" if above == "largest" else "valley": other}
+    return arms.units(
+        values,
+        note="; ".join(filter(None, (arms.shared["note"], said))),
+        extra={name: float(level) for name, level in named.items() if isinstance(level, int | float)},
     )
 
 

@@ -11,7 +11,8 @@ from landscope.stats.units import Units, Untestable
 from landscope.types import Table
 
 
-def _log(arms: Arms, value: str, over: str) -> np.ndarray:
+def logarithms(arms: Arms, value: str, over: str) -> np.ndarray:
+    """The arms' values in logarithms; Untestable where one is not above 0."""
     if (arms.values <= 0).any():
         i, j = np.argwhere(arms.values <= 0)[0]
         raise Untestable(
@@ -75,7 +76,7 @@ def log_ratio(
     [0.6931, 0.6931, 0.6931]
     """
     arms = read_arms(table, value, over, (numerator, denominator), unit, worst, index, where, given)
-    logs = _log(arms, value, over)
+    logs = logarithms(arms, value, over)
     return _paired(arms, logs[:, 0] - logs[:, 1], (arms.measured / arms.values**2).sum(axis=1))
 
 
@@ -195,7 +196,7 @@ def trend(
     if all(isinstance(level, int | float) and level > 0 for level in arms.levels):
         doublings = np.log2(np.array(arms.levels, np.float64))
         weights = (doublings - doublings.mean()) / np.square(doublings - doublings.mean()).sum()
-        slopes = Units(arms.ids, (_log(arms, value, over) if log else arms.values) @ weights)
+        slopes = Units(arms.ids, (logarithms(arms, value, over) if log else arms.values) @ weights)
         if slopes.n > 1:
             low, high = slopes.interval()
             extra |= {"slope": slopes.mean, "slope low": low, "slope high": high}
