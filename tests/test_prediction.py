@@ -7,10 +7,12 @@ import torch
 from cases import recipe
 from torch.optim import SGD
 
+from landscope import prediction
 from landscope.measures.outcomes import performance
 from landscope.prediction import Cost, predict, wall_seconds
 from landscope.spec import call, key
 from landscope.train import loss_below
+from landscope.types import Batches
 
 
 def test_runs_that_differ_in_numbers_alone_are_timed_once_and_cost_in_proportion(tmp_path: Path):
@@ -42,6 +44,41 @@ def test_a_pilot_that_diverges_is_timed_all_the_same(tmp_path: Path):
     cost = predict([(r, 1, 0.5)], (), tmp_path)[key(r)]
     assert cost.steps == 20
     assert cost.training > 0
+
+
+class Clock:
+    """A clock that goes on only by what is done: so many seconds for each network, and for each sample."""
+
+    def __init__(self, fixed: float, each: float) -> None:
+        self.now, self.fixed, self.each, self.seen = 0.0, fixed, each, [0]
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self, batches: Batches) -> None:
+        self.now += self.fixed + self.each * batches.n
+        self.seen.append(batches.n)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "n", "largest"),
+    [
+        (0.6, 3e-4, 1197, 512),
+        (0.0, 1e-3, 50_000, 2048),
+        (20.0, 0.0, 50_000, 128),
+        (1e-3, 1e-5, 900, 900),
+        (9, 1, 20, 20),
+    ],
+)
+def test_what_does_not_grow_with_the_samples_is_not_multiplied_by_them(
+    fixed: float, each: float, n: int, largest: int, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock(fixed, each)
+    monkeypatch.setattr(prediction, "time", clock)
+    seconds = prediction._seconds_per_sample(clock.work, Batches(torch.zeros(n, 2), torch.zeros(n)))
+    assert max(clock.seen) == largest
+    assert seconds(n) == pytest.approx(fixed + each * n)
+    assert seconds(10 * n) == pytest.approx(fixed + each * 10 * n if n > 20 else 10 * (fixed + each * n))
 
 
 def test_the_clock_is_shared_by_the_jobs_longest_first():
