@@ -18,7 +18,7 @@ from landscope.data import Data
 from landscope.engine import Sizes, groups
 from landscope.losses import squared_error
 from landscope.models import mlp
-from landscope.optimizers import SAM
+from landscope.optimizers import ASAM, GSAM, SAM
 from landscope.population import advance, begin, checkpoint, evaluate, restore, state_of, structure_key
 from landscope.population.chain import layers_of
 from landscope.regularizers import path_norm, spectral_norm, weight_noise
@@ -112,6 +112,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "sam": {"optimizer": call(SAM, lr=0.05, momentum=0.9, rho=0.05), "model": call(double_mlp, batchnorm=True)},
     "sam, maximizing": {"optimizer": call(SAM, lr=0.01, rho=0.05, maximize=True), "steps": 5},
     "sam, no chain": {"optimizer": call(SAM, lr=0.05, rho=0.02), "model": call(skipping), "steps": 10},
+    "asam": {"optimizer": call(ASAM, lr=0.05, momentum=0.9, rho=0.3), "model": call(double_mlp, batchnorm=True)},
+    "asam, all": {"optimizer": call(ASAM, lr=0.05, rho=0.3, scope="all", eta=0.0), "steps": 10},
+    "gsam": {
+        "optimizer": call(GSAM, lr=0.05, rho=0.1, rho_min=0.02, lr_min=0.01, momentum=0.9),
+        "schedule": call(CosineAnnealingLR, T_max=400),
+    },
+    "gsam, asam's ball": {"optimizer": call(GSAM, lr=0.05, rho=0.1, scope="matrices", eta=0.01), "steps": 10},
     "adagrad": {"optimizer": call(Adagrad, lr=0.02)},
 }
 

@@ -8,6 +8,7 @@ import torch
 
 from landscope.models import seeded
 from landscope.optimizers.updates import UPDATES, Update
+from landscope.population.ascents import ASCENTS
 from landscope.spec import Call, Recipe, canonical_json, resolve
 
 DATA_NUMBERS = ("label_noise",)  # any other number of a data set may decide its size
@@ -105,12 +106,9 @@ def unstackable(recipe: Recipe) -> str | None:
     return None
 
 
-SAM = "landscope.optimizers.SAM"
-
-
 def rule_of(optimizer: Call) -> Update | None:
-    """The rule of an optimizer's steps (for SAM, of its base's); None where there is none for stacked networks."""
-    if optimizer.target != SAM or dict(optimizer.kwargs).get("clip") is not None:
+    """The rule of an optimizer's steps (for SAM and its like, of the base); None where there is none for stacks."""
+    if optimizer.target not in ASCENTS or dict(optimizer.kwargs).get("clip") is not None:
         return UPDATES.get(optimizer.target)
     try:
         base = type(optimizer([torch.nn.Parameter(torch.zeros(1))]).base)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from landscope.data import Data
-from landscope.optimizers.ascents import sam_perturbation
 from landscope.optimizers.updates import Update
+from landscope.population.ascents import ASCENTS, direction, perturbed
 from landscope.population.chain import Chain, layers_of
 from landscope.population.checks import check_members
 from landscope.population.constraints import constrain_rows
@@ -19,7 +19,7 @@ from landscope.population.layout import Layout
 from landscope.population.lookout import Lookout
 from landscope.population.samples import Samples
 from landscope.population.settings import Settings
-from landscope.population.structure import SAM, check_stackable, differing_settings, rule_of
+from landscope.population.structure import check_stackable, differing_settings, rule_of
 from landscope.spec import Recipe, derive
 from landscope.train import CHECK_DIVERGENCE, States, Training, diverge, draws
 from landscope.train import begin as begin_alone
@@ -42,7 +42,7 @@ class Population:
         settings: The optimizer's settings, step by step.
         program: Computes gradients and losses of all rows.
         update: The optimizer's rule.
-        ascent: Whether it follows the gradient at the worst point nearby (SAM).
+        ascent: Whether it follows the gradient at the worst point nearby (SAM, ASAM, GSAM).
         changed: The regularizers' settings that differ between the rows.
         step: Optimizer steps made.
         gradients: The gradients at the last step, ``[rows, width]``.
@@ -118,7 +118,7 @@ def begin(
         settings=settings_of(recipes, 0, rows.device),
         program=program,
         update=rule,
-        ascent=recipes[0].optimizer.target == SAM,
+        ascent=recipes[0].optimizer.target in ASCENTS,
         changed=_changed(recipes, rows),
         gradients=torch.zeros_like(rows),
         events=(frozenset(r.steps for r in recipes), frozenset(r.stop["every"] for r in recipes if r.stop)),
@@ -201,9 +201,9 @@ def _take_step(population: Population) -> Tensor:
     settings, gradients = population.settings.at(step), population.gradients
     losses = population.program.gradient(rows, population.buffers, batch, gradients, **more)
     if population.ascent:  # the gradient that is followed is the one a little uphill
-        rho = torch.as_tensor(settings["rho"]).to(rows)
-        away = rows + sam_perturbation(gradients, rho=-rho if settings.get("maximize") else rho)
+        away, first = perturbed(rows, gradients, settings, population.layout), gradients.clone()
         population.program.gradient(away, population.buffers, batch, gradients, update=False, **more)
+        gradients = direction(first, gradients, settings)
     population.update(rows, gradients, population.state, step + 1, settings)
     _constrain(population)
     return losses
