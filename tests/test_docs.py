@@ -35,4 +35,14 @@ def test_the_rescaled_network_is_what_the_sharpness_page_says(root: Path, tmp_pa
     assert kept.read_text(encoding="utf-8").startswith("<svg")
 
 
+def test_the_population_of_its_page_trains_as_it_stands(root: Path, tmp_path: Path):
+    (source,) = re.findall(
+        r"```python\n(.*?)```", (root / "docs/populations.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    (tmp_path / "page.py").write_text(source, encoding="utf-8")
+    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^lr (.*): accuracy \d+%$", done.stdout, re.MULTILINE) == ["0.05", "0.1", "0.15", "0.2"]
+
+
 SPAN_AND_ACCURACY = (r"by a factor of ([\d,]+) while", r"accuracy stays at (0\.\d+);")
