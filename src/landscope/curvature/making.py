@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from landscope.curvature.outputs import Middle, empirical, loss_hessian, monte_c
 from landscope.curvature.problem import BatchLoss, BatchOutputs, Problem, count
 from landscope.curvature.products import gauss_newton
 from landscope.curvature.restoring import bare
-from landscope.curvature.sampled import has_smooth_activations, trace_samples
+from landscope.curvature.sampled import trace_samples
 from landscope.curvature.space import Selection, check_network, space_of
 from landscope.losses import check_mean
 from landscope.spec import derive
@@ -50,21 +51,24 @@ class Hessian(Curvature):
     def sample_trace(self, count: int, seed: int = 0, first: int = 0) -> list[float] | None:
         """Independent unbiased samples of Tr(H), far closer to it than vᵀHv; None where they cannot be had.
 
-        Known are the networks of `exact_trace` with smooth activations (tanh, sigmoid, GELU, SiLU, softplus …) among
-        their layers: Tr(G) exactly, and for what the activations bend random signs for each of their units and each
-        sample, instead of one for each weight. Behind one fully connected layer there is no randomness left.
+        Tr(G) of the Gauss-Newton matrix is exact; for the rest (what activations, normalisation and attention bend)
+        there are random signs for each unit of each sample, instead of one for each weight. Behind one fully connected
+        layer of tanh, GELU or the like there is no randomness left. Known are networks whose chosen parameters are
+        those of linear layers, convolutions, LayerNorm and BatchNorm in eval mode, each called once, with whatever
+        else between them that keeps samples apart, with cross-entropy or the squared error: on the first batch the
+        gradient by layers is held against autograd's.
 
         Args:
             count: How many samples.
             seed: For the signs.
             first: The number of the first sample: sample i of a seed is the same however many are asked for.
 
-        Cost: that of `exact_trace`, two forward passes, and two backward passes a sample.
+        Cost: that of `exact_trace`, two forward passes, and one or two backward passes a sample.
         """
         rank = torch.distributed.get_rank(self.group) if self.group is not None else 0
         found = None
-        if has_smooth_activations(self.problem) and layerwise(self.problem):
-            with self.problem.quiet():
+        if layerwise(self.problem):
+            with self.problem.quiet(), suppress(NotImplementedError, RuntimeError):  # no second derivative
                 seeds = [derive(seed, "signs", rank, i) for i in range(first, first + count)]
                 found = trace_samples(self.problem, seeds)
         return self._shared([math.nan] * count if found is None else found)

@@ -127,7 +127,7 @@ def agree(found: Tensor, expected: Tensor, probes: Tensor) -> bool:
     scale = expected.norm().item()
     inner = probes @ found.T
     return bool(
-        (found - expected).norm().item() <= tolerance * scale
+        torch.dist(found, expected).item() <= tolerance * scale
         and (inner - inner.T).norm().item() <= tolerance * scale * probes.norm().item()
     )
 
@@ -177,7 +177,8 @@ def _lacks_derivative(error: Exception) -> bool:
 
 def _probes(problem: Problem, k: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(k, problem.space.dim, generator=generator, dtype=torch.float64)
+    dtype = torch.promote_types(problem.space.dtype, torch.float32)
+    rows = torch.randn(k, problem.space.dim, generator=generator, dtype=dtype)
     return rows.to(problem.space.device, problem.space.dtype)
 
 

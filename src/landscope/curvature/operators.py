@@ -16,7 +16,7 @@ from landscope.curvature.exact import gauss_newton_trace, layerwise
 from landscope.curvature.modes import DIFFERENCES, Choice, Mode, choose, forget
 from landscope.curvature.problem import Problem, count
 from landscope.curvature.products import Made, loss_and_gradient
-from landscope.curvature.reading import Kept, groups, joined, saved_bytes
+from landscope.curvature.reading import TRIED_BYTES, Kept, first_part, groups, joined, saved_bytes
 
 AUTO = "auto"
 DENSEST = 2**14  # parameters: 2 GB in float64
@@ -264,6 +264,11 @@ class Curvature(ABC):
     def _modes(self, index: int) -> Mapping[str, Mode]:
         """How products can be made on the batches of this index; the first is the one that the others are held to."""
 
+    @property
+    def _divisible(self) -> bool:
+        """Whether the matrix does not depend on how the data are cut."""
+        return self.problem.joinable and self.joins
+
     def _pass(self, rows: Float[Tensor, " k dim"], result: Float[Tensor, " k dim"]) -> None:
         """Add the products summed over this process's samples to ``result``."""
         try:
@@ -319,15 +324,16 @@ class Curvature(ABC):
         batch = next(self.problem.read(), None)
         if batch is None:
             return  # which the pass reports
-        here = moved(batch, space)
+        part, times = first_part(batch) if self._divisible else (batch, 1.0)
+        here = moved(part, space)
         name = next(iter(self._modes(self.first))) if self.asked == AUTO else self.asked
         mode, weights = self._modes(self.first)[name], self.problem.weights()
         known = (*weights, *space.model.parameters(), *tensors(here))
         seen = saved_bytes(lambda: mode.make(self.problem, weights, here), known)
-        state.saved = JOINED_BYTES if seen is None else max(1, seen)
+        state.saved = JOINED_BYTES if seen is None else max(1, round(seen * times))
         if not in_memory(self.problem.data):  # the batches are copies, which are kept with the graphs
             state.saved += sum(t.nbytes for t in tensors(batch))
-        if self.problem.joinable and self.joins:
+        if self._divisible:
             state.together = max(1, min(JOINED_BYTES, self.memory // 4) // state.saved)
             state.saved *= state.together
 
@@ -336,7 +342,9 @@ class Curvature(ABC):
             return self.asked
         choices = self.state.choices
         if (k > 1) not in choices:
-            here = moved(next(self.problem.read(), batch), self.problem.space)  # not joined: a trial costs less
+            large = self._divisible and (self.state.saved or 0) > TRIED_BYTES
+            here = next(self.problem.read(), batch)  # not joined: a trial costs less
+            here = moved(first_part(here)[0] if large else here, self.problem.space)
             choice = choose(self.problem, here, k, self._modes(self.first), self.planned)
             if choice.name == DIFFERENCES and not any(other.name == DIFFERENCES for other in choices.values()):
                 warnings.warn(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
 from landscope.curvature.layers import Rewritten
@@ -51,7 +52,7 @@ def double_backward(problem: Problem, weights: tuple[Tensor, ...], batch: Any, *
             raise ValueError(NO_GRAPH)
         return value.item, torch.zeros_like  # a batch of nothing but padding
     gradient = torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True)
-    _check_differentiable(gradient)
+    check_differentiable(gradient)
     sum_of_loss = value.detach()
     return sum_of_loss.item, pulled(problem, gradient, weights, batched)
 
@@ -80,7 +81,7 @@ def _check_leaves(problem: Problem, weights: Sequence[Tensor], value: Tensor) ->
         )
 
 
-def _check_differentiable(gradient: Sequence[Tensor]) -> None:
+def check_differentiable(gradient: Sequence[Tensor]) -> None:
     """Refuse a gradient that autograd would differentiate to zeros without a word: what is differentiable only once."""
     if any(g.is_sparse for g in gradient):
         raise ValueError("a layer gives sparse gradients, of which there is no second derivative: use sparse=False")
@@ -160,7 +161,7 @@ def pulled(problem: Problem, values: tuple[Tensor, ...], by: tuple[Tensor, ...],
     """Rows of cotangents of ``values`` to rows of cotangents of ``by``; the graph stays."""
     taken = [i for i, value in enumerate(values) if value.requires_grad]
     space = problem.space
-    kept = [values[i] for i in taken]
+    kept = [get_gradient_edge(values[i]) for i in taken]  # the values themselves need not be held
 
     def product(rows: Tensor) -> Tensor:
         if not taken:  # the loss is linear in the parameters

@@ -13,6 +13,9 @@ from landscope.curvature.batches import tensors, version_of
 
 SPREAD = 509  # elements that are compared; a prime, so that they do not fall on one column
 
+TRIED_BYTES = 2**26  # of graph: of a larger batch a part is tried, as what is slow may also take several times as much
+SMALL = 32  # samples of a batch that is not worth taking a part of
+
 
 @dataclass
 class Kept:
@@ -130,6 +133,14 @@ def joined(group: list[Any]) -> list[Any]:
     if len(shapes) > 1:
         return group
     return [tuple(_in_a_row(parts) for parts in zip(*group, strict=True))]
+
+
+def first_part(batch: Any) -> tuple[Any, float]:
+    """A quarter of the samples of a pair of tensors, views of it, and how many times as many the whole has."""
+    if not _is_pair(batch) or any(len(part) != len(batch[-1]) for part in batch) or len(batch[-1]) < SMALL:
+        return batch, 1.0
+    size = len(batch[-1]) // 4
+    return tuple(part[:size] for part in batch), len(batch[-1]) / size
 
 
 def _in_a_row(parts: tuple[Tensor, ...]) -> Tensor:

@@ -1,10 +1,11 @@
-"""Samples of a Hessian's trace where activations are smooth: signs for each unit of each sample, not each weight.
+"""Samples of a Hessian's trace: signs for each unit of each sample, not for each weight.
 
-With z the inputs of the activations and a = σ(z), the Hessian of Σ_i loss_i is the Gauss-Newton matrix and
-Σ_i Σ_u d_iu ∇z_iu ∇z_iuᵀ with d = σ''(z)·∂loss/∂a, but for terms that are no part of its diagonal: a network of linear
-maps and activations has no others. So Tr(H) = Tr(G) + E(‖Jᵀ√d⁺ε‖² − ‖Jᵀ√d⁻ε‖²) summed over samples, J the Jacobian of
-one sample's z and ε its own independent signs. Over n samples the noise averages out like 1/√n; of an activation right
-after a fully connected first layer there is none, as ‖Jᵀε‖² is then ‖ε‖² (‖x‖² + 1).
+Σ_i loss_i has the Hessian G + R, G the Gauss-Newton matrix, whose trace is known exactly (`gauss_newton_trace`), and R
+that of F = Σ_i r_i·f_i, with f_i the outputs of sample i and r_i = ∂loss/∂f_i held fixed. A layer z = W x + b is linear
+in its parameters, so that Σ ∂²F/∂W_jk² = ‖x‖² Σ_j ∂²F/∂z_j², and Tr(R) = E δᵀ(∂²F/∂z²)δ, where δ is what independent
+signs for W and b, others for each sample, make of z. As samples do not mix, one product with ∂²F/∂z² serves all of them
+and all layers; over n samples the noise averages out like 1/√n. None is left where each output of a layer bends by
+itself, as before an activation behind which all is linear.
 """
 
 from collections.abc import Sequence
@@ -12,27 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
-from landscope.curvature.exact import PIECEWISE_LINEAR, gauss_newton_trace, layer_norms, made_of, watched
+from landscope.curvature.exact import chosen_parts, gauss_newton_trace, padding_of, standardised, watched
 from landscope.curvature.problem import Problem
+from landscope.curvature.products import check_differentiable
 from landscope.spec import derive
-
-# Elementwise, twice differentiable but for single points, without parameters.
-SMOOTH = (
-    *(nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.ELU, nn.SELU, nn.CELU),
-    *(nn.LogSigmoid, nn.Softsign, nn.Tanhshrink, nn.Hardswish),
-)
-
-
-def has_smooth_activations(problem: Problem) -> bool:
-    """Whether the network is known to be made of linear maps, kinks and smooth elementwise activations."""
-    return made_of(problem, (*PIECEWISE_LINEAR, *SMOOTH))
 
 
 def trace_samples(problem: Problem, seeds: Sequence[int]) -> list[float] | None:
     """Independent samples of Tr(H) summed over this process's data, one for each seed; None where not known.
 
-    Cost: that of `gauss_newton_trace`, one forward and two backward passes, and two backward passes a sample.
+    Cost: that of `gauss_newton_trace`, one forward and two backward passes, and one or two backward passes a sample.
     """
     known = gauss_newton_trace(problem)
     if known is None:
@@ -45,45 +38,67 @@ def trace_samples(problem: Problem, seeds: Sequence[int]) -> list[float] | None:
 
 
 def _batch_samples(problem: Problem, batch: Any, seeds: Sequence[int]) -> list[float]:
-    space, calls = problem.space, []
-    smooth = [m for m in space.model.modules() if type(m) in SMOOTH]
     with watched(problem) as seen:
-        handles = [m.register_forward_hook(lambda m, x, y: calls.append((m, x[0], y))) for m in smooth]
-        try:
-            outputs, targets = problem.outputs(problem.weights(), batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-    layers = [(space.model.get_submodule(owner), *made[0]) for owner, made in seen.items()]
-    value = problem.loss(outputs, targets) * len(targets)  # type: ignore[misc]
-    slopes = torch.autograd.grad(value, [a for _, _, a in calls], retain_graph=True, materialize_grads=True)
-    bends = [_second_derivative(m, z) * g for (m, z, _), g in zip(calls, slopes, strict=True)]
-    return [
-        _signed(problem, layers, [z for _, z, _ in calls], bends, torch.Generator().manual_seed(seed)) for seed in seeds
-    ]
+        outputs, targets = problem.outputs(problem.weights(), batch)
+    layers = [(problem.space.model.get_submodule(owner), *calls[0]) for owner, calls in seen.items()]
+    value, ends = problem.loss(outputs, targets) * len(targets), [z for _, _, z in layers]  # type: ignore[misc]
+    (slope,) = torch.autograd.grad(value, outputs, retain_graph=True, materialize_grads=True)
+    gradient = torch.autograd.grad(outputs, ends, slope.detach(), create_graph=True, materialize_grads=True)
+    bent = [i for i, g in enumerate(gradient) if g.requires_grad]
+    if not bent:
+        return [0.0] * len(seeds)
+    check_differentiable([gradient[i] for i in bent])
+    found = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        shifts = [_shift(problem, module, x.detach(), z, generator) for module, x, z in layers]
+        images = torch.autograd.grad(
+            [gradient[i] for i in bent],
+            ends,
+            [shifts[i] for i in bent],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        found.append(sum((s * h).sum(dtype=torch.float64).item() for s, h in zip(shifts, images, strict=True)))
+    return found
 
 
-def _second_derivative(activation: nn.Module, z: Tensor) -> Tensor:
-    z = z.detach().requires_grad_()
-    (first,) = torch.autograd.grad(activation(z).sum(), z, create_graph=True)
-    if not first.requires_grad:
-        return torch.zeros_like(z)
-    return torch.autograd.grad(first.sum(), z, materialize_grads=True)[0]
+def _shift(problem: Problem, module: nn.Module, x: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
+    """What random signs for a layer's chosen parameters, others for each sample, make of its outputs.
+
+    Where a parameter acts on one output of a sample alone, one sign does for all that act on the same: that leaves the
+    expectation as it is and takes noise. Over several positions the signs of a matrix are products of a row's and a
+    column's.
+    """
+
+    def signs(*shape: int) -> Tensor:
+        return (torch.randint(2, shape, generator=generator, dtype=torch.int8) * 2 - 1).to(z)
+
+    parts, n = chosen_parts(problem, module), len(x)
+    weight, bias = float("weight" in parts), float("bias" in parts)
+    if isinstance(module, nn.Linear):
+        if z.dim() == 2:
+            return signs(*z.shape) * (weight * x.square().sum(1, keepdim=True) + bias).sqrt()
+        middle = [1] * (z.dim() - 2)
+        along = (x * signs(n, *middle, x.shape[-1])).sum(-1, keepdim=True)
+        return weight * along * signs(n, *middle, z.shape[-1]) + bias * signs(n, *middle, z.shape[-1])
+    if isinstance(module, _ConvNd):
+        return weight * _convolved(module, x, signs) + bias * signs(*z.shape[:2], *[1] * (z.dim() - 2))
+    y = standardised(module, x)
+    own = (1, *module.normalized_shape) if isinstance(module, nn.LayerNorm) else (z.shape[1], *[1] * (z.dim() - 2))
+    own = (*[1] * (z.dim() - 1 - len(own)), *own) if isinstance(module, nn.LayerNorm) else own
+    if z[0].numel() == torch.Size(own).numel():
+        return signs(*z.shape) * (weight * y.square() + bias).sqrt()
+    return weight * y * signs(n, *own) + bias * signs(n, *own)
 
 
-def _signed(
-    problem: Problem,
-    layers: Sequence[tuple[nn.Module, Tensor, Tensor]],
-    inputs: Sequence[Tensor],
-    bends: Sequence[Tensor],
-    generator: torch.Generator,
-) -> float:
-    """One sample of Σ d_u ‖∇z_u‖²: the positive d's part less the negative ones'."""
-    signs = [(torch.randint(2, d.shape, generator=generator, dtype=torch.int8) * 2 - 1).to(d) for d in bends]
-    total = 0.0
-    for sign in (1, -1):
-        cotangents = [(sign * d).clamp_min(0).sqrt() * s for d, s in zip(bends, signs, strict=True)]
-        ends = [y for _, _, y in layers]
-        gradients = torch.autograd.grad(inputs, ends, cotangents, retain_graph=True, materialize_grads=True)
-        total += sign * layer_norms(problem, layers, gradients)
-    return total
+def _convolved(module: _ConvNd, x: Tensor, signs: Any) -> Tensor:
+    """A convolution of each sample with a kernel of its own for each group, times a sign for each channel."""
+    n, groups, inner = len(x), module.groups, module.weight.shape[1:]
+    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[len(module.kernel_size) - 1]
+    wide, kernels = x.reshape(1, -1, *x.shape[2:]), signs(n * groups, *inner)
+    settings: dict[str, Any] = {"stride": module.stride, "padding": padding_of(module), "dilation": module.dilation}
+    found = convolve(wide, kernels, groups=n * groups, **settings)
+    places = found.shape[2:]
+    found = found.reshape(n, groups, 1, *places) * signs(n, groups, module.out_channels // groups, *[1] * len(places))
+    return found.reshape(n, -1, *places)

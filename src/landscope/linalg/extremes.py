@@ -56,13 +56,13 @@ class Search:
     krylov: Krylov
     wanted: Wanted
     checking: int
-    steps: int
+    chain: int
     finished: bool
 
     def __init__(self, krylov: Krylov, wanted: Wanted) -> None:
         self.krylov, self.wanted = krylov, wanted
         self.checking = 0  # products made when the check began; 0: none is under way
-        self.steps = 0  # of the check
+        self.chain = 0  # the row of the random direction that the check follows; the rows after it follow from it
         self.finished = False
         self.history: list[tuple[int, float]] = []
 
@@ -72,7 +72,6 @@ class Search:
             chosen = self._next()
             if chosen:
                 self.krylov.multiply(chosen)
-                self.steps += 1
                 watch.tell("eigenpairs", self.krylov.products, self._expected())
                 checkpoint.offer(self.krylov.products)
 
@@ -155,15 +154,18 @@ class Search:
             return self._stop()
         if not self.checking:
             krylov.restart(ritz, self.nearly_invariant(ritz, krylov.capacity - len(krylov.pending) - LEAST_CHECK))
-            self.checking, self.steps = krylov.products, 0
-            slot = krylov.draw()
-            return self._affordable([slot] if slot is not None else krylov.pending[-1:])
+            self.checking = krylov.products
+            return self._random_direction()
         limit = max(LEAST_CHECK, self.checking // 2)
         if krylov.products - self.checking >= limit or self._excluded(ritz) or self._full(ritz):
             return self._stop()
-        follows = bool(ritz.outside[-1:].norm() > krylov.rounding(ritz.scale))
-        slot = None if follows else krylov.draw()
-        return self._affordable([slot] if slot is not None else krylov.pending[-1:])
+        follows = any(row > self.chain for row in krylov.pending)
+        return self._affordable(krylov.pending[-1:]) if follows else self._random_direction()
+
+    def _random_direction(self) -> list[int]:
+        slot = self.krylov.draw()
+        self.chain = self.krylov.used if slot is None else slot
+        return self._affordable(self.krylov.pending[-1:])
 
     def nearly_invariant(self, ritz: Ritz, most: int) -> list[int]:
         """The wanted pairs, and what else has come close to converging, the largest magnitudes first."""
@@ -179,14 +181,20 @@ class Search:
 
     def _excluded(self, ritz: Ritz) -> bool:
         """Whether a copy at either end would have shown itself by now."""
-        found, values = self.indices(ritz), ritz.values
-        inner = [i for i in range(len(values)) if i not in found]
-        if not inner or self.krylov.used == self.krylov.op.dim:  # what is pending may hold the rest: multiply it
+        krylov, found, values = self.krylov, self.indices(ritz), ritz.values
+        rows = [row for row in krylov.done if row >= self.chain]
+        if not rows or krylov.op.dim == krylov.capacity:  # in so small a space what is pending may hold much of a copy
             return False
-        low, high = values[inner[0]].item(), values[inner[-1]].item()
-        ends = [values[found[-self.wanted.top]].item() - high] if self.wanted.top else []
-        ends += [low - values[found[self.wanted.bottom - 1]].item()] if self.wanted.bottom else []
-        return all(missed(self.krylov.op.dim, self.steps, high - low, gap) <= MISSED for gap in ends)
+        alpha = krylov.h[rows, rows].tolist()
+        least = krylov.rounding(ritz.scale)  # all that is known of what is left where nothing is
+        beta = [krylov.h[row + 1, row].item() if row + 1 < krylov.used else least for row in rows]
+        chances = []
+        if self.wanted.top:
+            chances.append(missed(krylov.op.dim, alpha, beta, values[found[-self.wanted.top]].item()))
+        if self.wanted.bottom:
+            level = -values[found[self.wanted.bottom - 1]].item()
+            chances.append(missed(krylov.op.dim, [-a for a in alpha], beta, level))
+        return max(chances) <= MISSED
 
     def _expected(self) -> int:
         """Products in all, by the residuals' geometric decrease so far."""
@@ -200,26 +208,31 @@ class Search:
         return min(most, max(least, now + math.ceil(math.log(w1) / rate))) if rate > 0 else most
 
 
-def missed(dim: int, steps: int, width: float, gap: float) -> float:
-    """A bound on the probability that Lanczos from a random direction has overlooked an eigenvalue.
+def missed(dim: int, alpha: Sequence[float], beta: Sequence[float], level: float) -> float:
+    """A bound on the probability that Lanczos from a random direction has overlooked an eigenvalue of at least a level.
 
-    After m steps all Ritz values lie in an interval of this width. Had A an eigenvalue ``gap`` beyond its end, with
-    the component c in the start vector, the Chebyshev polynomial of degree m − 1 of the interval would make a Rayleigh
-    quotient beyond it as soon as c² T_{m−1}(1 + 2 gap/width)² > width/gap; and P(c² dim < t) <= sqrt(2t/π). It counts
-    on the interval to hold the spectrum's other end too.
+    The start vector's squared components along eigenvectors are a measure μ on the eigenvalues. For a level above all
+    Ritz values, μ([level, ∞)) <= 1/Σ_{j=0}^{m} p_j(level)², p_j the orthonormal polynomials of μ, which Lanczos'
+    coefficients give: β_{j+1} p_{j+1}(x) = (x − α_{j+1}) p_j(x) − β_j p_{j−1}(x) (Chebyshev, Markov and Stieltjes;
+    Akhiezer 1965, section 2.5). It is the sharpest bound that these coefficients allow, and asks nothing of the other
+    end of the spectrum. An eigenvector's squared component c² in a random direction has P(c² < t) <= sqrt(2 t dim/π).
 
     Args:
         dim: Dimension of the space.
-        steps: m.
-        width: Of the interval of Ritz values.
-        gap: Beyond it.
+        alpha: α of the m steps made.
+        beta: β of these steps, the last one being what is left of the last product, or its rounding.
+        level: The least eigenvalue that would matter.
+
+    >>> round(missed(100, [0.0, 0.0], [1.0, 0.1], 300.0), 9)  # sqrt(200/π / (1 + 300² + 899990²)) = 9e-06
+    8.865e-06
     """
-    if gap <= 0 or steps < 2:
-        return 1.0
-    if width <= 0:
-        return 0.0
-    growth = 2 * (steps - 1) * math.acosh(1 + 2 * gap / width) - 2 * math.log(2)
-    return min(1.0, math.sqrt(2 / math.pi * dim * width / gap) * math.exp(-growth / 2))
+    before, value, total, last = 0.0, 1.0, 1.0, 0.0
+    for a, b in zip(alpha, beta, strict=True):
+        if (level - a) * value <= last * before or not b:
+            return 1.0  # a Ritz value lies above
+        before, value, last = value, ((level - a) * value - last * before) / b, b
+        total += value * value
+    return min(1.0, math.sqrt(2 / math.pi * dim / total))
 
 
 def chosen_block(op: Operator, seed: int, clock: Callable[[], float] = time.perf_counter) -> tuple[int, int]:

@@ -194,7 +194,7 @@ class Krylov:
         taken = torch.zeros(s.shape[1], self.used, dtype=s.dtype)
         taken[:, self.done] = s.T.cpu()
         x = (taken.to(self.rows) @ self.rows[: self.used]).T
-        return x / x.norm(dim=0)
+        return x.div_(x.norm(dim=0))
 
 
 def orthogonalised(w: Tensor, rows: Tensor, *, always: bool = False) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from landscope.linalg.progress import Report, Watch
 from landscope.types import Estimate, Operator
 
 PAIRS = ("eigenvalues", "eigenvectors", "residuals", "converged")
-STATE = ("checking", "steps", "finished", "history")
+STATE = ("checking", "chain", "finished", "history")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +105,9 @@ def spectrum(
     that no converged eigenvalue comes up twice (Paige's ghosts). Convergence is read from the projected matrix, at no
     further product. "Largest" is algebraic: a large negative eigenvalue belongs to the lower end. A Krylov space of
     ``block`` columns holds at most that many copies of a multiple eigenvalue, so when all pairs have converged a random
-    direction outside of them is followed for up to half as many products again, or until an overlooked eigenvalue is
-    improbable (see `extremes.missed`); what it finds takes its place. ``check=False`` leaves this out, as other tools
-    do. For a multiplicity known to be m, ``block=m`` is surer.
+    direction outside of them is followed for up to half as many products again (8 at least), or until the probability
+    of having overlooked one is at most 1 % (see `extremes.missed`); what it finds takes its place. ``check=False``
+    leaves this out, as other tools do. For a multiplicity known to be m, ``block=m`` is surer.
 
     **Density and traces** (``density=True``): A is split by the orthonormal Ritz vectors U that have nearly converged.
     Their part is exact: Tr(UᵀAU), ‖AU‖². The rest comes from ``probes`` fresh random vectors w, uniform on the sphere
@@ -236,8 +236,8 @@ class _Run:
 
     def _deflation(self) -> Deflation:
         krylov = self.search.krylov
-        values = krylov.h[krylov.done, krylov.done]
-        return Deflation(krylov.rows[krylov.done], values, krylov.h[krylov.pending][:, krylov.done].norm(dim=0))
+        values, u = krylov.h[krylov.done, krylov.done], len(krylov.done)  # a restart put them first: a view, no copy
+        return Deflation(krylov.rows[:u], values, krylov.h[krylov.pending][:, krylov.done].norm(dim=0))
 
     def _probe(self, watch: Watch, checkpoint: Checkpoint) -> None:
         """The chains that are still missing, ``block`` at a time."""
