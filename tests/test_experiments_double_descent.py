@@ -223,7 +223,8 @@ def test_features_of_two_scales_share_the_targets_variance():
     assert again.test is not None
     assert bool((again.test.targets == targets).all())
     assert not bool((other.train.inputs == drawn.train.inputs).all())
-    for wrong in ({"fast": 0}, {"slow": 0}, {"scale": 0.0}):
+    refused: list[dict[str, Any]] = [{"fast": 0}, {"slow": 0}, {"scale": 0.0}]
+    for wrong in refused:
         with pytest.raises(ValueError, match="two groups have at least 1 feature each"):
             two_scales(0, **wrong)
 
