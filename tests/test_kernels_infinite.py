@@ -1,6 +1,8 @@
 """Infinitely wide networks: the closed form against finite widths, quadrature and identities; and what they predict."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -272,3 +274,17 @@ def test_alignment_is_the_cosine_with_the_targets_kernel():
     assert shifted == pytest.approx(alignment(k + 5, y, centred=True))
     with pytest.raises(ValueError, match="no direction"):
         alignment(k, torch.ones(6, 1), centred=True)
+
+
+def test_the_pages_code_runs_and_gives_the_shapes_and_sizes_that_it_tells_of(root: Path, capsys: Any):
+    page = (root / "docs/kernels.md").read_text(encoding="utf-8")
+    shapes, predictions = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for source in (shapes, predictions):
+        found: dict[str, Any] = {}
+        exec(compile(source, "kernels.md", "exec"), found)  # noqa: S102 - our own page
+        if source is shapes:
+            assert (found["kernel"].shape, found["whole"].shape) == ((20, 20), (20, 20, 10, 10))
+            assert found["off"] < 0.15
+        else:
+            assert found["off"][1024] < 0.1 < found["off"][16]
+    assert "width 1024" in capsys.readouterr().out
