@@ -98,7 +98,7 @@ def named(model: nn.Module, layers: tuple[str, ...] | None) -> list[str]:
 
 def check(model: nn.Module, at: tuple[Tensor, Tensor], loss: Loss = F.cross_entropy, **settings: object) -> None:
     """Mean of the penalty over its draws, and its gradient, equal the dense matrix's, with and without the graph."""
-    reg = flatness(strength=0.7, every=1, loss=loss, **settings)  # type: ignore[arg-type]
+    reg = flatness(strength=0.7, share=1.0, loss=loss, **settings)  # type: ignore[arg-type]
     names = named(model, reg.layers)
     matrix = dense(model, names, *at, loss, reg.ggn)
     expected = lambda w: 0.7 * matrix(w).square().sum() / len(at[0])  # noqa: E731
@@ -140,13 +140,13 @@ def test_any_network_has_the_mean_and_gradient_of_the_dense_matrix(matrix, layer
 def test_another_loss():
     x, y = batch(5, 12)
     check(network(nn.Tanh, 12), (x, y), loss=squared_error())
-    reg = flatness(every=1, loss=call(squared_error))
+    reg = flatness(share=1.0, loss=call(squared_error))
     assert reg.loss is squared_error()
 
 
 def test_the_halves_of_a_batch_give_the_trace_of_the_product_of_their_hessians():
     for model, at in ((network(nn.Tanh, 12), batch(7, 12)), (convolutional(), batch(5, 1, 3, 3))):
-        reg = flatness(strength=1.0, every=1, unbiased=True)
+        reg = flatness(strength=1.0, share=1.0, unbiased=True)
         names, cut = named(model, None), len(at[0]) // 2
         a, b = (
             dense(model, names, at[0][s], at[1][s], F.cross_entropy, False) for s in (slice(0, cut), slice(cut, None))
@@ -168,7 +168,7 @@ def test_halves_are_unbiased_for_the_whole_set_where_batches_are_not():
         for i in range(4)
     ]
     pairs = [[i, j] for i in range(4) for j in range(i)]
-    halves, whole = (flatness(strength=2.0, every=1, unbiased=unbiased) for unbiased in (True, False))
+    halves, whole = (flatness(strength=2.0, share=1.0, unbiased=unbiased) for unbiased in (True, False))
     found, biased = (
         torch.stack([expectation(reg, model, (x[p], y[p])).detach() for p in pairs]).mean() for reg in (halves, whole)
     )
@@ -178,18 +178,9 @@ def test_halves_are_unbiased_for_the_whole_set_where_batches_are_not():
     assert biased > torch.stack(each).mean(0).square().sum()
 
 
-def test_a_sub_batch_is_divided_by_the_whole_batch():
-    model, (x, y) = network(nn.Tanh, 12), batch(6, 12)
-    part, whole = flatness(strength=1.0, every=1, samples=4), flatness(strength=1.0, every=1)
-    drawn = part.draw(model, (x, y), torch.Generator().manual_seed(3))
-    alone = whole(model, (x[:4], y[:4]), drawn=drawn) * 4 / 6
-    for outputs in (None, model(x)):
-        torch.testing.assert_close(part(model, (x, y), drawn=drawn, outputs=outputs), alone)
-
-
 def test_probes_are_averaged():
     for model, at in ((network(nn.ReLU, 12), batch(6, 12)), (convolutional(), batch(4, 1, 3, 3))):
-        three, one = flatness(probes=3, every=1), flatness(every=1)
+        three, one = flatness(probes=3, share=1.0), flatness(share=1.0)
         drawn = three.draw(model, at, torch.Generator().manual_seed(0))
         each = len(drawn) // 3
         parts = [one(model, at, drawn=drawn[i * each : (i + 1) * each]) for i in range(3)]
@@ -209,7 +200,7 @@ def test_sampled_penalties_scatter_around_the_dense_trace():
     for model, at in ((network(nn.ReLU, 12), batch(6, 12)), (convolutional(), batch(4, 1, 3, 3))):
         matrix = dense(model, named(model, None), *at, F.cross_entropy, False)
         expected = matrix(flat(model)).square().sum().item() / len(at[0])
-        reg = flatness(strength=1.0, every=1, seed=3)
+        reg = flatness(strength=1.0, share=1.0, seed=3)
         found = torch.tensor([reg(model, at).item() for _ in range(100)])
         assert abs(found.mean() - expected) < 4 * found.std() / 100**0.5
 
@@ -232,7 +223,7 @@ def test_given_outputs_are_not_computed_again_and_share_the_graph():
 
 def test_objective_is_loss_plus_penalty():
     model, at = network(nn.ReLU, 12), batch(6, 12)
-    reg = flatness(strength=0.5, every=1)
+    reg = flatness(strength=0.5, share=1.0)
     drawn = reg.draw(model, at, torch.Generator().manual_seed(0))
     apart = F.cross_entropy(model(at[0]), at[1]) + reg(model, at, drawn=drawn)
     together = reg.objective(model, at, drawn=drawn)
@@ -242,7 +233,7 @@ def test_objective_is_loss_plus_penalty():
 
 def test_every_kth_step_counts_k_times():
     model, at = network(), batch(6, 3)
-    reg, each = flatness(every=3, spread=False, seed=0), flatness(every=1, seed=0)
+    reg, each = flatness(every=3, share=1.0, spread=False, seed=0), flatness(share=1.0, seed=0)
     values = [reg(model, at).item() for _ in range(7)]
     assert [value != 0 for value in values] == [True, False, False, True, False, False, True]
     assert values[0] == pytest.approx(3 * each(model, at).item(), rel=1e-12)
@@ -250,8 +241,8 @@ def test_every_kth_step_counts_k_times():
 
 def test_a_spread_gradient_is_that_of_the_step_it_was_computed_at():
     for model, at in ((network(nn.Tanh, 12), batch(6, 12)), (convolutional(), batch(4, 1, 3, 3))):
-        reg = flatness(strength=0.5, every=3, spread=True, seed=0)
-        single = flatness(strength=0.5, every=1)
+        reg = flatness(strength=0.5, every=3, share=1.0, spread=True, seed=0)
+        single = flatness(strength=0.5, share=1.0)
         twin = copy.deepcopy(reg)
         drawn = twin.draw(model, at, twin.draws.next(at[0].device))
         penalty = single(model, at, drawn=drawn)
@@ -307,7 +298,7 @@ def test_a_run_continued_from_its_state_goes_on_bit_for_bit(spread):
 def test_it_works_inside_vmap_of_grad():
     """As in a population: per-member gradients equal those taken one by one, in closed form and for any network."""
     for make, at in ((lambda: network(nn.ReLU, 12), batch(6, 12)), (convolutional, batch(4, 1, 3, 3))):
-        reg = flatness(strength=0.3, every=1)
+        reg = flatness(strength=0.3, share=1.0)
         models = [make() for _ in range(3)]
         for i, model in enumerate(models):
             with torch.no_grad():
@@ -389,7 +380,7 @@ def test_batchnorm_dropout_modes_generators_and_grads_are_left_alone():
     layers = [nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8, 3)]
     model, at = nn.Sequential(*layers).double(), batch(4, 1, 3, 3)
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    reg = flatness(strength=1.0, every=1, seed=1)
+    reg = flatness(strength=1.0, share=1.0, seed=1)
     drawn = reg.draw(model, at, torch.Generator().manual_seed(0))
     first, second = reg(model, at, drawn=drawn), reg(model, at, drawn=drawn)
     assert torch.equal(first, second), "dropout is off for the penalty"
@@ -407,7 +398,7 @@ def test_dropout_in_a_chain_is_passed_over():
     torch.manual_seed(1)
     bare = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3)).double()
     dropped = nn.Sequential(bare[0], nn.Sequential(bare[1], nn.Dropout(0.5)), bare[2])
-    at, reg = batch(6, 12), flatness(every=1)
+    at, reg = batch(6, 12), flatness(share=1.0)
     drawn = reg.draw(bare, at, None)
     torch.testing.assert_close(reg(dropped, at, drawn=drawn, outputs=dropped(at[0])), reg(bare, at, drawn=drawn))
 
@@ -425,7 +416,7 @@ def test_training_with_it_flattens():
             optimizer.zero_grad()
             reg.objective(model, (x, y)).backward()
             optimizer.step()
-        measure = flatness(strength=1.0, every=1, probes=50)
+        measure = flatness(strength=1.0, share=1.0, probes=50)
         with torch.no_grad():
             drawn = measure.draw(model, (x, y), torch.Generator().manual_seed(1))
             found[strength] = measure.trace(model, (x, y), drawn=drawn).item()
@@ -437,11 +428,11 @@ def test_training_with_it_flattens():
     [
         ({"probes": 0}, "probes of at least 1, not 0"),
         ({"every": 0}, "every of at least 1"),
-        ({"samples": 0}, "samples of at least 1"),
+        ({"share": 0.0}, r"share in \(0, 1\] of each batch, not 0"),
+        ({"share": 1.5}, "share"),
         ({"strength": -1.0}, "strength of at least 0, not -1"),
         ({"strength": float("nan")}, "strength"),
         ({"matrix": "fisher"}, "'hessian' and 'ggn', not 'fisher'"),
-        ({"unbiased": True, "samples": 1}, "at least 2"),
         ({"layers": ()}, "chooses nothing"),
         ({"seed": -1}, "seed"),
     ],
@@ -472,7 +463,7 @@ def test_a_kept_gradient_belongs_to_one_model():
 
 def test_a_loss_that_is_linear_in_the_weights_has_no_curvature():
     model, at = nn.Linear(2, 1).double(), (torch.ones(3, 2, dtype=torch.float64), torch.ones(3, 1))
-    reg = flatness(strength=1.0, every=1, loss=lambda o, y: (o * y).mean())
+    reg = flatness(strength=1.0, share=1.0, loss=lambda o, y: (o * y).mean())
     assert reg(model, at).item() == 0
     conv = nn.Sequential(nn.Conv1d(2, 1, 1), nn.Flatten()).double()
     assert reg(conv, (torch.ones(3, 2, 1, dtype=torch.float64), at[1])).item() == 0

@@ -7,10 +7,8 @@ Along a direction v with parts V_l, c_l, for layers z_l = h_{l-1} W_lᵀ + b_l, 
     δ̇_l = (δ̇_{l+1} W_{l+1} + δ_{l+1} V_{l+1}) φ'(z_l) + (δ_{l+1} W_{l+1}) φ''(z_l) ż_l,
     (Hv)_{W_l} = δ̇_lᵀ h_{l-1} + δ_lᵀ ḣ_{l-1},          (Hv)_{b_l} = Σ δ̇_l.
 
-The first layer of most networks is the widest, and its input x is constant. There ‖δ̇ᵀx‖² = Σ (xxᵀ ∘ δ̇δ̇ᵀ) needs the
-Gram matrix K = xxᵀ of the batch alone, and with Gaussian V the projection x Vᵀ is distributed as K^½ G with G of the
-batch's size: the layer's weights are met in its own forward and backward product and nowhere else, and no direction of
-their size is ever drawn. With the bias K is xxᵀ + 1.
+A direction V = AᵀB of few different rows makes h V the product of h Bᵀ with A, and S (Hv)_W needs δSᵀ and δ̇Sᵀ alone
+(`landscope.regularizers.folds`). So only products with the weights themselves are of full size.
 """
 
 import itertools
@@ -20,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from landscope.regularizers.folds import Part
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -58,19 +58,15 @@ class Layer(NamedTuple):
         linear: The module.
         module: The activation's module, None after the last layer.
         activation: Its derivatives.
-        weight: Whether the weight is among the parameters of H.
-        bias: Whether the bias is.
+        weight: The weight's name if it is among the parameters of H, else None.
+        bias: The bias's.
     """
 
     linear: nn.Linear
     module: nn.Module | None
     activation: Activation | None
-    weight: bool
-    bias: bool
-
-    def gram(self, samples: int) -> bool:
-        """Whether, as a first layer, it is cheaper by the batch's Gram matrix."""
-        return self.weight and self.linear.in_features > samples
+    weight: str | None
+    bias: str | None
 
 
 def chain_of(model: nn.Module, chosen: Mapping[str, Tensor], *, dims: int = 2) -> tuple[Layer, ...] | None:
@@ -99,7 +95,7 @@ def chain_of(model: nn.Module, chosen: Mapping[str, Tensor], *, dims: int = 2) -
         if type(linear) is not nn.Linear or (module is not None and activation is None):
             return None
         prefix = f"{name}." if name else ""
-        weight, bias = f"{prefix}weight" in chosen, f"{prefix}bias" in chosen
+        weight, bias = (own if own in chosen else None for own in (f"{prefix}weight", f"{prefix}bias"))
         layers.append(Layer(linear, module, activation, weight, bias))
     return tuple(layers) if layers and layers[-1].module is None else None
 
@@ -181,22 +177,6 @@ def derivatives(loss: Loss, outputs: Tensor, targets: Tensor, tangent: Tensor) -
     return found[0], found[1]
 
 
-def draw(layers: Sequence[Layer], inputs: Tensor, probes: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-    """For each probe and layer what its direction is made of, all Gaussian; for a wide first layer G."""
-    n, like = len(inputs), layers[0].linear.weight
-    options: dict[str, Any] = {"dtype": like.dtype, "device": like.device, "generator": generator}
-    shapes = [shape for i, layer in enumerate(layers) for shape in _shapes(layer, n, i == 0)]
-    return tuple(torch.randn(shape, **options) for _ in range(probes) for shape in shapes)
-
-
-def _shapes(layer: Layer, n: int, first: bool) -> list[tuple[int, ...]]:
-    """The shapes of a layer's draws: G, or V and c."""
-    into, out = layer.linear.in_features, layer.linear.out_features
-    if first and layer.gram(n):
-        return [(n, out)]
-    return [(out, into)] * layer.weight + [(out,)] * layer.bias
-
-
 class Pass(NamedTuple):
     """What all probes of a batch share.
 
@@ -205,128 +185,97 @@ class Pass(NamedTuple):
         inputs: Of every linear layer, the batch's in the first place.
         outputs: Of the last.
         slopes: φ' of every hidden layer.
-        gram: The Gram matrix of a wide first layer, or None.
-        root: Its root.
     """
 
     layers: tuple[Layer, ...]
     inputs: list[Tensor]
     outputs: Tensor
     slopes: list[Tensor]
-    gram: Tensor | None
-    root: Tensor | None
 
 
 def shared(layers: tuple[Layer, ...], inputs: list[Tensor], outputs: Tensor) -> Pass:
     """What all probes of a batch share."""
     slopes = [layer.activation.slope(h) for layer, h in zip(layers, inputs[1:], strict=False) if layer.activation]
-    if not layers[0].gram(len(outputs)):
-        return Pass(layers, inputs, outputs, slopes, None, None)
-    x = inputs[0]
-    gram = x @ x.T
-    gram = gram + 1 if layers[0].bias else gram
-    exact = gram.double() if gram.device.type != "mps" else gram
-    # What rounding may have added below zero is lifted: 4 eps of the trace, far below the matrix's own rounding error.
-    lift = 4 * torch.finfo(x.dtype).eps * exact.diagonal().sum()
-    root = torch.linalg.cholesky_ex(exact + lift * torch.eye(len(x), dtype=exact.dtype, device=x.device))[0]
-    return Pass(layers, inputs, outputs, slopes, gram, root.to(x.dtype))
+    return Pass(layers, inputs, outputs, slopes)
 
 
-def trace(
-    of: Pass, targets: Tensor, loss: Loss, drawn: Sequence[Tensor], probes: int, *, ggn: bool, halves: bool
-) -> Tensor:
-    """The mean over probes of ‖Hv‖² (or ‖Gv‖²), or of (H_a v)·(H_b v) with the two halves of the batch."""
-    each = len(drawn) // probes
-    found = [_probe(of, targets, loss, drawn[i * each : (i + 1) * each], ggn, halves) for i in range(probes)]
-    return torch.stack(found).mean() if probes > 1 else found[0]
+Image = dict[str, Tensor]
 
 
-Direction = tuple[Tensor | None, Tensor | None, Tensor | None]  # V, c and the projection x Vᵀ + c where it is drawn
-
-
-def _directions(of: Pass, drawn: Sequence[Tensor]) -> list[Direction]:
-    """The parts of one direction, layer by layer."""
-    waiting, found = iter(drawn), []
-    for i, layer in enumerate(of.layers):
-        if not i and of.root is not None:
-            found.append((None, None, of.root @ next(waiting)))
-        else:
-            v = next(waiting) if layer.weight else None
-            found.append((v, next(waiting) if layer.bias else None, None))
-    return found
-
-
-def _probe(of: Pass, targets: Tensor, loss: Loss, drawn: Sequence[Tensor], ggn: bool, halves: bool) -> Tensor:
-    directions = _directions(of, drawn)
+def images(
+    of: Pass, targets: Tensor, loss: Loss, parts: Mapping[str, Part], rows: Sequence[slice], *, ggn: bool
+) -> list[Image]:
+    """S·Hv (or S·Gv) by the parameters' names for one probe, of each of some ranges of the samples by itself."""
     tangents: list[Tensor | None] = [None]  # ḣ of every layer's input
     turns: list[Tensor | None] = []  # ż
     for i, (layer, h) in enumerate(zip(of.layers, of.inputs, strict=True)):
-        turns.append(_tangent(layer, h, tangents[-1], directions[i]))
+        turns.append(_tangent(layer, h, tangents[-1], parts))
         if i < len(of.slopes):
             tangents.append(None if turns[i] is None else of.slopes[i] * turns[i])  # type: ignore[operator]
     last = turns[-1] if turns[-1] is not None else torch.zeros_like(of.outputs)
     delta, moved = derivatives(loss, of.outputs, targets, last)
-    total: Any = 0.0
+    found: list[Image] = [{} for _ in rows]
     lowest = min(i for i, layer in enumerate(of.layers) if layer.weight or layer.bias)
     for i in range(len(of.layers) - 1, lowest - 1, -1):
-        layer, v = of.layers[i], directions[i][0]
-        gram = of.gram if not i else None
-        left, right = ([moved], [of.inputs[i]])
+        layer = of.layers[i]
+        pairs = [(moved, of.inputs[i])]
         if not ggn and tangents[i] is not None:
-            left, right = [moved, delta], [of.inputs[i], tangents[i]]
-        if layer.weight or layer.bias:
-            total = total + _square(layer, left, right, gram, halves)  # type: ignore[arg-type]
+            pairs.append((delta, tangents[i]))  # type: ignore[arg-type]
+        _add_images(found, layer, pairs, parts, rows)
         if i > lowest:
-            delta, moved = _below(of, i, v, delta, moved, turns[i - 1], ggn)
-    return total
+            delta, moved = _below(of, i, delta, moved, turns[i - 1], parts, ggn)
+    return found
 
 
-def _tangent(layer: Layer, h: Tensor, along: Tensor | None, direction: Direction) -> Tensor | None:
+def _tangent(layer: Layer, h: Tensor, along: Tensor | None, parts: Mapping[str, Part]) -> Tensor | None:
     """ż of a layer; None where it is 0."""
-    v, c, projected = direction
-    z = projected
-    if v is not None:
-        z = h @ v.T if c is None else torch.addmm(c, h, v.T)
-    elif c is not None:
-        z = c.expand(len(h), -1)
-    if along is None:
-        return z
-    return along @ layer.linear.weight.T if z is None else torch.addmm(z, along, layer.linear.weight.T)
+    z = None if along is None else along @ layer.linear.weight.T
+    if layer.weight is not None:
+        v = parts[layer.weight]
+        z = _added(z, h, v.rows.T) if v.into is None else _added(z, h @ v.rows.T, v.into)
+    if layer.bias is not None:
+        c = parts[layer.bias].rows
+        return c.expand(len(h), -1) if z is None else z + c
+    return z
+
+
+def _added(to: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    return a @ b if to is None else torch.addmm(to, a, b)
 
 
 def _below(
-    of: Pass, i: int, v: Tensor | None, delta: Tensor, moved: Tensor, turn: Tensor | None, ggn: bool
+    of: Pass, i: int, delta: Tensor, moved: Tensor, turn: Tensor | None, parts: Mapping[str, Part], ggn: bool
 ) -> tuple[Tensor, Tensor]:
     """δ and δ̇ of the layer below layer i."""
-    weight, slope, activation = of.layers[i].linear.weight, of.slopes[i - 1], of.layers[i - 1].activation
+    layer, slope, activation = of.layers[i], of.slopes[i - 1], of.layers[i - 1].activation
+    through = moved @ layer.linear.weight
     if ggn:
-        return delta, (moved @ weight) * slope
-    epsilon = delta @ weight
-    through = moved @ weight if v is None else torch.addmm(delta @ v, moved, weight)
+        return delta, through * slope
+    epsilon = delta @ layer.linear.weight
+    if layer.weight is not None:
+        v = parts[layer.weight]
+        through = _added(through, delta if v.into is None else delta @ v.into.T, v.rows)
     below = through * slope
     if activation is not None and activation.bend is not None and turn is not None:
         below = below + epsilon * activation.bend(of.inputs[i]) * turn
     return epsilon * slope, below
 
 
-def _square(layer: Layer, left: list[Tensor], right: list[Tensor], gram: Tensor | None, halves: bool) -> Tensor:
-    """The squared norm of a layer's part of Hv, Σ leftᵀ right, or the product of those of the two halves."""
-    n = len(left[0])
-    cut = n // 2
-    a, b = (slice(0, cut), slice(cut, n)) if halves else (slice(0, n), slice(0, n))
-    scale = n * n / (cut * (n - cut)) if halves else 1.0
-    if gram is not None:  # there it stands for the weight and the bias together
-        return scale * (gram[a, b] * (left[0][a] @ left[0][b].T)).sum()
-    total: Any = 0.0
-    if layer.weight:
-        first = _summed(left, right, a)
-        total = (first * (_summed(left, right, b) if halves else first)).sum()
-    if layer.bias:
-        first = left[0][a].sum(0)
-        total = total + (first * (left[0][b].sum(0) if halves else first)).sum()
-    return scale * total
-
-
-def _summed(left: list[Tensor], right: list[Tensor], rows: slice) -> Tensor:
-    found = left[0][rows].T @ right[0][rows]
-    return found if len(left) == 1 else torch.addmm(found, left[1][rows].T, right[1][rows])
+def _add_images(
+    found: list[Image],
+    layer: Layer,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    parts: Mapping[str, Part],
+    rows: Sequence[slice],
+) -> None:
+    """A layer's parts of S·Hv, Σ leftᵀ right of the pairs; the mean of a range of samples is that of the range."""
+    for image, some in zip(found, rows, strict=True):
+        scale = len(pairs[0][0]) / len(pairs[0][0][some])
+        if layer.weight is not None:
+            onto, total = parts[layer.weight].onto, None
+            for left, right in pairs:
+                few = left[some] if onto is None else left[some] @ onto.T
+                total = _added(total, few.T, right[some])
+            image[layer.weight] = scale * total if scale != 1 and total is not None else total  # type: ignore[assignment]
+        if layer.bias is not None:
+            image[layer.bias] = scale * pairs[0][0][some].sum(0)

@@ -1,4 +1,4 @@
-"""The flatness penalty Tr(H²)/B: exact gradients of a few probes' estimate, in closed form where there is one."""
+"""The flatness penalty Tr(H²)/B: exact gradients of an unbiased estimate from a few probes."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -8,20 +8,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscope.regularizers import chain, products
-from landscope.regularizers.draws import Batch, Draws, check_counts, check_layers, criterion, rademacher
+from landscope.regularizers import chain, folds, products
+from landscope.regularizers.bilinear import Watch
+from landscope.regularizers.draws import Batch, Draws, check_counts, check_layers, criterion
 from landscope.spec import Call
 
 MATRICES = ("hessian", "ggn")
+SHARE = 0.25  # chosen on seeds from 10,000 on; judged in docs/methods/flatness.md
+FEWEST = 4  # samples of a share: two for each of its halves
 
 
 def flatness(
     *,
     strength: float = 0.01,
     probes: int = 1,
-    every: int = 2,
+    every: int = 1,
     spread: bool = False,
-    samples: int | None = None,
+    share: float = SHARE,
     matrix: str = "hessian",
     layers: tuple[str, ...] | None = None,
     unbiased: bool = False,
@@ -33,13 +36,22 @@ def flatness(
     H is the Hessian of the batch's mean loss and B the batch's size. Tr(H²) = E‖Hv‖² over directions v of mean 0 and
     covariance 1 (Hutchinson); ‖Hv‖² is differentiated exactly.
 
+    Directions and images are folded to few rows (`landscope.regularizers.folds`), which keeps the estimate unbiased.
     **Linear layers with activations in between** (ReLU, leaky ReLU, tanh, sigmoid, softplus) are done in closed form:
     see `landscope.regularizers.chain`. Given ``outputs=``, what the forward pass kept is read from its graph, and one
-    backward pass serves loss and penalty. All other networks are done by differentiating twice.
+    backward pass serves loss and penalty. All other networks make a forward pass in which linear and convolutional
+    layers have cheap derivatives (`landscope.regularizers.bilinear`); `objective` makes it the loss's own.
+
+    With a ``share`` below 1 two halves a and b of that share of the batch are taken, k and l of its n samples. The sum
+
+        (1 − (k + l)/2n) u_a·u_b + (k|u_a|² + l|u_b|²)/2n,        u_a = H_a v, u_b = H_b v,
+
+    has expectation Tr(H²) of the *whole* batch over the choice of samples (BatchNorm in training mode apart, which has
+    other statistics in each half). One draw of it may be negative.
 
     A batch's Tr(H²) is above that of the whole data set, by the trace of the covariance of the batch's Hessian.
-    ``unbiased`` takes two halves of the batch instead, (H_a v)·(H_b v), with expectation Tr(H²) of the distribution the
-    samples come from, whatever the batch's size; one draw of it may be negative.
+    ``unbiased`` takes u_a·u_b alone, with expectation Tr(H²) of the distribution the samples come from, whatever the
+    batch's size.
 
     Dropout is off for the penalty; BatchNorm is as the model's mode says, its running statistics left alone.
 
@@ -51,8 +63,8 @@ def flatness(
             True: its gradient is kept and added at each of the ``every`` steps, which an adaptive optimizer does not
             mistake for bursts, but an old gradient may throw a run off where the penalty outweighs the loss. Neither
             ends exactly where ``every=1`` does (figures in docs/methods/flatness.md).
-        samples: H is that of the batch's first so many samples (batches are in random order); all of them if None or
-            if the batch is smaller. The penalty is still divided by the size of the whole batch.
+        share: Of the batch's samples that are looked at, its first (batches are in random order), at least 4. The
+            estimate is still unbiased for the whole batch's Tr(H²): see below. 1 is H of the whole batch itself.
         matrix: ``"hessian"``, or ``"ggn"``: the generalised Gauss-Newton matrix JᵀMJ, M the loss's Hessian in the
             outputs.
         layers: Names of modules or parameters; H is taken in their parameters alone. All that are trained, if None.
@@ -62,32 +74,31 @@ def flatness(
         seed: Of the directions where no trainer draws them; None draws from torch's global generator.
 
     Raises:
-        ValueError: for a strength below 0, fewer than 1 probe, step or sample, an unknown matrix, a loss that is no
-            mean over the batch.
-        TypeError: for numbers of probes, steps or samples that are not whole.
+        ValueError: for a strength below 0, fewer than 1 probe or step, a share outside (0, 1], an unknown matrix, a
+            loss that is no mean over the batch.
+        TypeError: for numbers of probes or steps that are not whole.
 
-    Cost: a network of one wide hidden layer takes 1.5 to 1.8 times a plain step with ``every=1``, and half of that
-    excess on average with the defaults. Convolutions take 5 to 12 times with ``every=1``: the exact third derivative is
-    22 passes of a convolution, against the 3 of a plain step. All figures are in docs/methods/flatness.md.
+    Cost: of the samples looked at, 12 passes of each hidden layer against the 3 of a plain step, and some of 16 rows.
+    Figures for whole networks are in docs/methods/flatness.md.
 
-    H of (w·x)², one sample x = (1, 2), is 2xxᵀ whatever w, so Tr(H²) = 4‖x‖⁴ = 100; the only number drawn is 1×1:
+    H of (w·x)², one sample x = (1, 2), is 2xxᵀ whatever w, so Tr(H²) = 4‖x‖⁴ = 100, the mean over all signs v:
 
     >>> from landscope.losses import squared_error
     >>> from landscope.spec import call
-    >>> reg = flatness(strength=1.0, every=1, loss=call(squared_error))
+    >>> reg = flatness(strength=1.0, probes=2, loss=call(squared_error))
     >>> model, batch = nn.Linear(2, 1, bias=False), (torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1))
-    >>> round(reg(model, batch, drawn=(torch.ones(1, 1),)).item(), 3)
+    >>> round(reg(model, batch, drawn=(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, -1.0]]))).item(), 3)
     100.0
     """
-    check_counts("flatness", probes=probes, every=every, samples=samples)
+    check_counts("flatness", probes=probes, every=every)
     if not strength >= 0:
         raise ValueError(f"flatness needs a strength of at least 0, not {strength}")
     if matrix not in MATRICES:
         raise ValueError(f"flatness knows the matrices {' and '.join(map(repr, MATRICES))}, not {matrix!r}")
-    if unbiased and samples is not None and samples < 2:
-        raise ValueError("flatness(unbiased=True) cuts the samples into two halves: it needs samples of at least 2")
+    if not 0 < share <= 1:
+        raise ValueError(f"flatness looks at a share in (0, 1] of each batch, not {share}")
     check_layers("flatness", layers)
-    budget = probes, every, samples
+    budget = probes, every, share
     return Flatness(strength, budget, spread, matrix == "ggn", layers, unbiased, criterion(loss), seed)
 
 
@@ -103,7 +114,7 @@ class Flatness(nn.Module):
     def __init__(
         self,
         strength: float,
-        budget: tuple[int, int, int | None],
+        budget: tuple[int, int, float],
         spread: bool,
         ggn: bool,
         layers: tuple[str, ...] | None,
@@ -115,8 +126,8 @@ class Flatness(nn.Module):
         self.strength: float = strength
         self.probes: int
         self.every: int
-        self.samples: int | None
-        self.probes, self.every, self.samples = budget
+        self.share: float
+        self.probes, self.every, self.share = budget
         self.spread: bool = spread and self.every > 1
         # The gradient that is kept is written during the forward pass, which no population can.
         self.stackable: tuple[str, ...] | bool = ("strength",) if not self.spread else False
@@ -137,13 +148,8 @@ class Flatness(nn.Module):
         self.step += 1
         if turn:
             return ()
-        inputs, model = self._part(batch)[0], products.unwrapped(model)
-        weights = chosen(model, self.layers)
-        layers = chain.chain_of(model, weights, dims=inputs.dim())
-        if layers is not None:
-            return chain.draw(layers, inputs.flatten(1), self.probes, generator)
-        each = [(w.shape, w.dtype, w.device) for w in weights.values()]
-        return tuple(rademacher(s, generator, dtype=t, device=d) for _ in range(self.probes) for s, t, d in each)
+        model = products.unwrapped(model)
+        return folds.draw(model, chosen(model, self.layers), self.probes, generator)
 
     def forward(
         self,
@@ -152,6 +158,7 @@ class Flatness(nn.Module):
         *,
         outputs: Tensor | None = None,
         drawn: Sequence[Tensor] | None = None,
+        made: tuple[Watch, Tensor] | None = None,
     ) -> Float[Tensor, ""]:
         """The penalty λ·Tr(H²)/B.
 
@@ -164,6 +171,7 @@ class Flatness(nn.Module):
             batch: Inputs and targets, the loss's batch of this step.
             outputs: The network's outputs on the batch with their graph, where they are already computed.
             drawn: What `draw` gave; drawn here if None.
+            made: The loss's own pass as `objective` makes it, watched.
 
         Raises:
             LookupError: for ``layers`` that the model does not have.
@@ -172,11 +180,10 @@ class Flatness(nn.Module):
         """
         if not torch.is_grad_enabled():
             return self._seen(model, batch, outputs, drawn)
-        if drawn is None:
-            drawn = self.draw(model, batch, self.draws.next(batch[0].device) if self._due() else None)
+        drawn = self._drawn(model, batch) if drawn is None else drawn
         if not drawn:
             return self._kept(products.unwrapped(model))
-        penalty = self._penalty(model, batch, outputs, drawn)
+        penalty = self._penalty(model, batch, outputs, drawn, made)
         if not self.spread:
             return self.strength * self.every * penalty
         self._keep(products.unwrapped(model), self.strength * penalty)
@@ -189,7 +196,7 @@ class Flatness(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             if drawn is None:
                 step = int(self.step)
-                drawn = self.draw(model, batch, self.draws.next(batch[0].device) if self._due() else None)
+                drawn = self._drawn(model, batch)
                 self.step.fill_(step)
             if not drawn:
                 return self._kept(products.unwrapped(model)).detach()
@@ -198,14 +205,22 @@ class Flatness(nn.Module):
                 penalty = self._penalty(model, batch, outputs, tuple(map(_recordable, drawn)))
         return self.strength * (1 if self.spread else self.every) * penalty.detach()
 
+    def _drawn(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        due = int(self.step) % self.every == 0
+        return self.draw(model, batch, self.draws.next(batch[0].device) if due else None)
+
     def _penalty(
-        self, model: nn.Module, batch: Batch, outputs: Tensor | None, drawn: Sequence[Tensor]
+        self,
+        model: nn.Module,
+        batch: Batch,
+        outputs: Tensor | None,
+        drawn: Sequence[Tensor],
+        made: tuple[Watch, Tensor] | None = None,
     ) -> Float[Tensor, ""]:
         """The estimate of Tr(H²)/B."""
-        part = self._part(batch)
-        if self.halves and len(part[0]) < 2:
+        if self.halves and len(batch[0]) < 2:
             raise ValueError("flatness(unbiased=True) cuts a batch into two halves: it needs at least 2 samples, not 1")
-        return self.trace(model, part, outputs=outputs, drawn=drawn) / len(batch[0])
+        return self.trace(model, batch, outputs=outputs, drawn=drawn, made=made) / len(batch[0])
 
     def _keep(self, model: nn.Module, penalty: Tensor) -> None:
         weights = chosen(model, None)
@@ -247,9 +262,21 @@ class Flatness(nn.Module):
         *,
         drawn: Sequence[Tensor] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss plus the penalty, with one forward pass and one graph."""
-        outputs = model(batch[0])
-        return self.loss(outputs, batch[1]) + self(model, batch, outputs=outputs, drawn=drawn)
+        """The loss plus the penalty, with one forward pass and one graph: the cheapest way to have both."""
+        if drawn is None and torch.is_grad_enabled():
+            drawn = self._drawn(model, batch)
+        weights, made = chosen(products.unwrapped(model), self.layers), None
+        if drawn and self._one_pass(model, weights, batch):
+            parts = list(folds.parts(model, weights, drawn))
+            made = products.watched(model, weights, parts, lambda: model(batch[0]))
+        outputs = model(batch[0]) if made is None else made[1]
+        return self.loss(outputs, batch[1]) + self(model, batch, outputs=outputs, drawn=drawn, made=made)
+
+    def _one_pass(self, model: nn.Module, weights: products.Weights, batch: Batch) -> bool:
+        """Whether the loss's own forward pass can be the penalty's, layers being replaced in it."""
+        whole = len(self._cuts(len(batch[0]))[0]) == 1 and not products.drops(model) and torch.is_grad_enabled()
+        known = whole and not products.compiled(model) and products.watchable(weights, batch[0])
+        return known and chain.chain_of(model, weights, dims=batch[0].dim()) is None
 
     def trace(
         self,
@@ -258,56 +285,61 @@ class Flatness(nn.Module):
         *,
         outputs: Tensor | None = None,
         drawn: Sequence[Tensor],
+        made: tuple[Watch, Tensor] | None = None,
     ) -> Float[Tensor, ""]:
         """The estimate of Tr(H²) of a batch itself, from given directions, with its graph."""
         inner = products.unwrapped(model)
-        if inner is not model:  # a compiled forward pass has a graph that cannot be differentiated twice
+        if products.compiled(model):  # a compiled forward pass has a graph that cannot be differentiated twice
             model, outputs = inner, None
-        weights = chosen(model, self.layers)
+        weights, (rows, counts) = chosen(model, self.layers), self._cuts(len(batch[0]))
+        parts = list(folds.parts(model, weights, drawn))
         layers = chain.chain_of(model, weights, dims=batch[0].dim())
-        if layers is not None:
-            return self._chained(layers, batch, outputs, drawn)
-        return self._doubled(model, weights, batch, outputs, drawn)
+        if layers is None:
+            some = [(batch[0][r], batch[1][r]) if len(rows) > 1 else batch for r in rows]
+            each = [products.images(model, weights, b, self.loss, parts, ggn=self.ggn, made=made) for b in some]
+        else:
+            each = self._chained(model, layers, batch, outputs, parts, rows)
+        found = []
+        for i in range(len(parts)):
+            u = torch.stack([torch.cat([part.flatten() for part in images[i]]) for images in each])
+            found.append((u.new_tensor(counts) * (u @ u.T)).sum())
+        return torch.stack(found).mean()
 
-    def _due(self) -> bool:
-        return int(self.step) % self.every == 0
+    def _cuts(self, n: int) -> tuple[list[slice], list[list[float]]]:
+        """The ranges of samples that are looked at, and what the products of their images count.
 
-    def _part(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        inputs, targets = batch
-        return (inputs, targets) if self.samples is None else (inputs[: self.samples], targets[: self.samples])
+        With D the mean of Tr(H_i²) over single samples and O that of Tr(H_i H_j) over pairs, Tr(H²) of n samples is
+        O·(1 − 1/n) + D/n. Two halves of k and l samples have E u_a·u_b = O and E|u_a|² = O·(1 − 1/k) + D/k.
+        """
+        some = min(n, max(FEWEST, round(self.share * n)))
+        if some == n and not self.halves:
+            return [slice(0, n)], [[1.0]]
+        rows = [slice(0, some // 2), slice(some // 2, some)]
+        if self.halves:
+            return rows, [[0.0, 0.5], [0.5, 0.0]]
+        first, second = (r.stop - r.start for r in rows)
+        across = (1 - some / (2 * n)) / 2
+        return rows, [[first / (2 * n), across], [across, second / (2 * n)]]
 
     def _chained(
-        self, layers: tuple[chain.Layer, ...], batch: Batch, outputs: Tensor | None, drawn: Sequence[Tensor]
-    ) -> Tensor:
+        self,
+        model: nn.Module,
+        layers: tuple[chain.Layer, ...],
+        batch: Batch,
+        outputs: Tensor | None,
+        parts: products.Parts,
+        rows: Sequence[slice],
+    ) -> list[list[list[Tensor]]]:
+        """For each range of samples and probe the images."""
         inputs, targets = batch
-        n = len(inputs)
+        n = rows[-1].stop
         seen = None if outputs is None else chain.found_in(layers, outputs)
         if seen is None or outputs is None:
-            seen, outputs = chain.forward(layers, inputs)
-        if len(outputs) > n:
-            seen, outputs = [h[:n] for h in seen], outputs[:n]
-        of = chain.shared(layers, seen, outputs)
-        return chain.trace(of, targets, self.loss, drawn, self.probes, ggn=self.ggn, halves=self.halves)
-
-    def _doubled(
-        self, model: nn.Module, weights: products.Weights, batch: Batch, outputs: Tensor | None, drawn: Sequence[Tensor]
-    ) -> Tensor:
-        inputs, targets = batch
-        n, cut = len(inputs), len(inputs) // 2
-        if outputs is not None and (
-            len(outputs) > n or self.halves or products.drops(model) or not outputs.requires_grad
-        ):
-            outputs = None
-        parts = [slice(0, cut), slice(cut, n)] if self.halves else [slice(0, n)]
-        made = [
-            products.curved(model, weights, (inputs[s], targets[s]), self.loss, ggn=self.ggn, outputs=outputs)
-            for s in parts
-        ]
-        each, found = len(weights), []
-        for i in range(self.probes):
-            images = [product(drawn[i * each : (i + 1) * each]) for product in made]
-            found.append(products.inner(images[0], images[-1]))
-        return torch.stack(found).mean()
+            with products.uncompiled(model):
+                seen, outputs = chain.forward(layers, inputs[:n])
+        of = chain.shared(layers, [h[:n] for h in seen], outputs[:n])
+        found = [chain.images(of, targets[:n], self.loss, each, rows, ggn=self.ggn) for each in parts]
+        return [[list(images[i].values()) for images in found] for i in range(len(rows))]
 
 
 class _Linear(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""‖Hv‖² of any network with its graph, so that it can be differentiated once more: by autograd, or in `torch.func`."""
+"""S·Hv of any network with its graph, so that it can be differentiated once more: by autograd, or in `torch.func`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from landscope.regularizers.bilinear import Watch
 from landscope.regularizers.chain import Loss, derivatives
+from landscope.regularizers.folds import Part
+from landscope.regularizers.normalising import WrittenOut
 
 Weights = Mapping[str, Tensor]
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -30,6 +33,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def compiled(model: nn.Module) -> bool:
+    """Whether a forward pass of the model, or of a module in it, is a compiled or a distributed one."""
+    return unwrapped(model) is not model or any(m._compiled_call_impl is not None for m in model.modules())
+
+
+def watchable(weights: Weights, inputs: Tensor) -> bool:
+    """Whether layers can be watched: outside of `torch.func` transforms and of autocast."""
+    return not transformed(*weights.values()) and not torch.is_autocast_enabled(inputs.device.type)
+
+
 def drops(model: nn.Module) -> bool:
     """Whether a forward pass of the model as it stands draws dropout masks."""
     return any(isinstance(m, DROPOUTS) and m.training and m.p > 0 for m in model.modules())
@@ -48,72 +61,98 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Modules that were compiled in place (`nn.Module.compile`) run as they are written inside."""
+    made = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+    try:
+        for module, _ in made:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, call in made:
+            module._compiled_call_impl = call
+
+
 def outputs_of(model: nn.Module, weights: Weights, inputs: Tensor) -> Tensor:
     """The network's outputs without dropout, buffers left as they are."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # BatchNorm writes on these instead
-    with without_dropout(model):
+    with without_dropout(model), uncompiled(model), WrittenOut():
         return functional_call(model, {**buffers, **weights}, (inputs,))
 
 
-def curved(
+Parts = Sequence[Mapping[str, Part]]
+
+
+def watched(model: nn.Module, weights: Weights, parts: Parts, run: Callable[[], Tensor]) -> tuple[Watch, Tensor]:
+    """The outputs of a forward pass whose layers have cheap derivatives of any order, and what watches these."""
+    watch = Watch(weights, parts[0])
+    with uncompiled(model), watch:
+        return watch, run()
+
+
+def images(
     model: nn.Module,
     weights: Weights,
     batch: tuple[Tensor, Tensor],
     loss: Loss,
+    parts: Parts,
     *,
     ggn: bool,
-    outputs: Tensor | None = None,
-) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
-    """The product with a batch's Hessian (or GGN) in the chosen weights: parts in, parts with their graph out.
+    made: tuple[Watch, Tensor] | None = None,
+) -> list[tuple[Tensor, ...]]:
+    """S·Hv (or S·Gv) of a batch in the chosen weights for each probe, with their graph.
 
     Args:
         model: The network.
         weights: The chosen parameters by name, as the model holds them.
         batch: Inputs and targets.
         loss: The mean over a batch.
+        parts: For each probe the parameters' parts.
         ggn: Whether to leave out the outputs' second derivatives.
-        outputs: The outputs of a forward pass without dropout, with their graph; made here if None.
+        made: What `watched` gave for a forward pass without dropout; made here if None.
     """
-    if transformed(*weights.values()):
-        return _functional(model, weights, batch, loss, ggn)
-    inputs, targets = batch
-    if outputs is None:
-        outputs = outputs_of(model, weights, inputs)
-    leaves = tuple(weights.values())
+    if watchable(weights, batch[0]):
+        watch, outputs = made or watched(model, weights, parts, lambda: outputs_of(model, weights, batch[0]))
+        found = []
+        if watch.complete:
+            found = [_watched_image(watch, outputs, batch[1], loss, each, ggn) for each in parts]
+        watch.wanted = "weight"  # for the backward pass that follows
+        if watch.complete:
+            return found
+    product = _functional(model, weights, batch, loss, ggn)
+    return [
+        tuple(each[n].image(u) for n, u in zip(weights, product([each[n].direction() for n in weights]), strict=True))
+        for each in parts
+    ]
+
+
+def _watched_image(
+    watch: Watch, outputs: Tensor, targets: Tensor, loss: Loss, parts: Mapping[str, Part], ggn: bool
+) -> tuple[Tensor, ...]:
+    """S·Hv of one probe: the gradient's A-part first, then the S-part of the gradient of its product with B."""
     options: dict[str, Any] = {"create_graph": True, "materialize_grads": True}
-    if ggn:
-        return _gauss_newton(outputs, targets, loss, leaves, options)
-    gradient = torch.autograd.grad(loss(outputs, targets), leaves, **options)
+    watch.probe(parts)
+    watch.wanted = "beta"
+    into, onto, v = watch.leaves_of("beta"), watch.leaves_of("omega"), [parts[n].rows for n in watch.leaves]
+    cotangent = torch.zeros_like(outputs, requires_grad=True) if ggn else None
+    gradient = torch.autograd.grad(outputs if ggn else loss(outputs, targets), into, cotangent, **options)
     taken = [i for i, g in enumerate(gradient) if g.requires_grad]
-
-    def product(v: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        if not taken:  # the loss is linear in the parameters
-            return tuple(torch.zeros_like(w) for w in leaves)
-        return torch.autograd.grad([gradient[i] for i in taken], leaves, [v[i] for i in taken], **options)
-
-    return product
-
-
-def _gauss_newton(
-    outputs: Tensor, targets: Tensor, loss: Loss, leaves: tuple[Tensor, ...], options: dict[str, Any]
-) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
-    """Jᵀ M J v by reverse mode alone: J v is the derivative of Jᵀ u with respect to u."""
-    cotangent = torch.zeros_like(outputs, requires_grad=True)
-    pullback = torch.autograd.grad(outputs, leaves, cotangent, **options)
-    taken = [i for i, part in enumerate(pullback) if part.requires_grad]
-
-    def product(v: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        (tangent,) = torch.autograd.grad([pullback[i] for i in taken], cotangent, [v[i] for i in taken], **options)
-        middle = derivatives(loss, outputs, targets, tangent)[1]
-        return torch.autograd.grad(outputs, leaves, middle, **options)
-
-    return product
+    if not taken:  # the loss is linear in the parameters
+        return tuple(torch.zeros_like(w) for w in onto)
+    some, along = [gradient[i] for i in taken], [v[i] for i in taken]
+    watch.wanted = "nothing" if ggn else "omega"
+    if cotangent is None:
+        return torch.autograd.grad(some, onto, along, **options)
+    (tangent,) = torch.autograd.grad(some, cotangent, along, **options)
+    watch.wanted = "omega"
+    return torch.autograd.grad(outputs, onto, derivatives(loss, outputs, targets, tangent)[1], **options)
 
 
 def _functional(
     model: nn.Module, weights: Weights, batch: tuple[Tensor, Tensor], loss: Loss, ggn: bool
 ) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
-    """The same by `torch.func`, whose transforms may be nested in others."""
+    """The product with H (or G) by `torch.func`, whose transforms may be nested in others."""
     inputs, targets = batch
     names = list(weights)
 
@@ -133,8 +172,3 @@ def _functional(
         return torch.func.vjp(forward, *point)[1](derivatives(loss, moved[0], targets, moved[1])[1])
 
     return product
-
-
-def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Σ a·b over the parts."""
-    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
