@@ -162,7 +162,7 @@ def test_sparsity_counts_what_is_there_and_what_came_back():
         model[1].bias.zero_()
     of = Snapshot(model, model.state_dict(), start, cross_entropy(), Batches(x, y), None, None, 0, 0)
     values = weight_density(of)
-    assert values["density"] == (9 + 4) / 18
+    assert values["weight_density"] == (9 + 4) / 18
     assert values["layer_densities"].tolist() == [9 / 12, 4 / 6]
     assert values["nonzero_parameters"] == 9 + 4 + 2
     assert values["revived_weights"] == 1

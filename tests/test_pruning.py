@@ -79,8 +79,8 @@ def test_the_largest_are_kept_over_all_layers_or_within_each(state):
         assert state[name][mask].abs().min() >= state[name][~mask].abs().max()
 
 
-def test_ties_are_broken_by_place_in_the_state_and_row_by_row():
-    scores = {"first": torch.ones(2, 3), "second": -torch.ones(2, 3)}
+def test_ties_are_broken_by_name_and_row_by_row():
+    scores = {"second": -torch.ones(2, 3), "first": torch.ones(2, 3)}
     masks = magnitude_masks(scores, density=0.75)
     assert bool(masks["first"].all())
     assert masks["second"].tolist() == [[True] * 3, [False] * 3]
@@ -142,6 +142,15 @@ def test_random_masks_have_the_tickets_density_in_every_layer(state):
     assert all(torch.equal(a, b) for a, b in zip(random.values(), shuffled_masks(masks, seed=3).values(), strict=True))
     ticket = prune_and_rewind(source=state, scores=state, density=0.3, shuffle=3)
     assert all(torch.equal(ticket[name] != 0, mask) for name, mask in random.items())
+
+
+def test_the_order_of_a_states_tensors_changes_nothing(state):
+    """A state that comes out of a store is in no order of its own."""
+    turned = dict(reversed(state.items()))
+    for settings in ({"density": 0.3}, {"fraction": 0.4, "scope": "layer"}, {"density": 0.3, "shuffle": 0}):
+        first = prune_and_rewind(source=state, scores=state, **settings)
+        second = prune_and_rewind(source=turned, scores=turned, **settings)
+        assert all(torch.equal(first[name], second[name]) for name in state)
 
 
 def test_every_place_of_a_random_mask_is_as_likely_as_any_other():

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from landscope.spec import derive
+
 State = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
 SCOPES = ("global", "layer")
@@ -26,7 +28,7 @@ _PRUNED = "_pruned"  # what is pruned is held beside its weight, as a buffer tha
 
 
 def prunable(state: State, *, skip: Sequence[str] = ()) -> list[str]:
-    """The names of a state's prunable tensors, in its order.
+    """The names of a state's prunable tensors, sorted: a state that was read from a file is in no order of its own.
 
     Args:
         state: Parameters and buffers by name.
@@ -43,7 +45,7 @@ def prunable(state: State, *, skip: Sequence[str] = ()) -> list[str]:
         if not any(_within(held, name) for held in state):
             raise LookupError(f"skip names {name!r}, which the network does not have; it has {', '.join(state)}")
     wide = [name for name, t in state.items() if t.is_floating_point() and t.dim() >= 2]
-    found = [name for name in wide if not any(_within(name, skipped) for skipped in skip)]
+    found = sorted(name for name in wide if not any(_within(name, skipped) for skipped in skip))
     if not found:
         raise ValueError(f"nothing to prune: none of {', '.join(state) or 'no tensors'} is a weight with two axes")
     return found
@@ -65,7 +67,7 @@ def magnitude_masks(
 
     Of n prunable weights ⌈density·n⌉ are kept, or ⌈(1 − fraction)·m⌉ of the m that are not zero yet: at least the
     density asked for, exactly. Numbers are read as they are written in decimals, so that 0.07 of 100 weights are 7.
-    Of equal magnitudes the one that comes first is kept, in the state's order and row by row.
+    Of equal magnitudes the one that comes first is kept, by the tensor's name and then row by row.
 
     Args:
         scores: The state that is judged, parameters and buffers by name.
@@ -136,15 +138,18 @@ def _largest(scores: State, names: Sequence[str], density: float | None, fractio
 def shuffled_masks(masks: Mapping[str, Tensor], *, seed: int) -> Masks:
     """Random masks of equal layer-wise density: each mask's elements in a random order.
 
-    The order is drawn on the CPU, from one generator for all layers.
+    Each order is drawn on the CPU, by the seed and the tensor's name.
 
     >>> mask = torch.tensor([[True, False, False], [False, False, True]])
     >>> int(shuffled_masks({"weight": mask}, seed=0)["weight"].sum())
     2
     """
-    generator = torch.Generator().manual_seed(seed)
-    orders = {name: torch.randperm(mask.numel(), generator=generator).to(mask.device) for name, mask in masks.items()}
-    return {name: mask.reshape(-1)[orders[name]].reshape(mask.shape) for name, mask in masks.items()}
+    return {name: _shuffled(mask, derive(seed, "mask", name)) for name, mask in masks.items()}
+
+
+def _shuffled(mask: Tensor, seed: int) -> Tensor:
+    order = torch.randperm(mask.numel(), generator=torch.Generator().manual_seed(seed))
+    return mask.reshape(-1)[order.to(mask.device)].reshape(mask.shape)
 
 
 @torch.no_grad()

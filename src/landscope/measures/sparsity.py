@@ -13,7 +13,7 @@ def weight_density(snapshot: Snapshot) -> dict[str, float | Tensor]:
     values.
 
     Returns:
-        ``density``, the share of prunable weights that are not zero, in [0, 1]; ``layer_densities``, of each, in the
+        ``weight_density``, the share of prunable weights that are not zero, in [0, 1]; ``layer_densities``, of each, in the
         network's order, shape ``[tensors]``; ``nonzero_parameters``, how many parameters of any kind are not zero; and,
         where the initial state is known, ``revived_weights``, how many prunable weights were zero there and no longer
         are: 0 under a mask that is enforced.
@@ -27,7 +27,7 @@ def weight_density(snapshot: Snapshot) -> dict[str, float | Tensor]:
     kept = [int(torch.count_nonzero(w)) for w in wide.values()]
     sizes = [w.numel() for w in wide.values()]
     values: dict[str, float | Tensor] = {
-        "density": sum(kept) / sum(sizes),
+        "weight_density": sum(kept) / sum(sizes),
         "layer_densities": torch.tensor(kept, dtype=torch.float64) / torch.tensor(sizes, dtype=torch.float64),
         "nonzero_parameters": float(sum(int(torch.count_nonzero(p)) for p in parameters.values())),
     }
