@@ -36,7 +36,7 @@ def spectrum_run(model: nn.Module, batches: Batches) -> Any:
     from landscope.linalg import spectrum
 
     small = any(isinstance(m, nn.Conv2d) for m in model.modules())
-    settings: dict[str, Any] = {"max_products": 18, "basis": BASIS["resnet"]} if small else {"basis": BASIS["mlp"]}
+    settings: dict[str, Any] = {"max_products": 6, "basis": BASIS["resnet"]} if small else {"basis": BASIS["mlp"]}
     op = hessian(model, workloads.LOSS, batches)
     return spectrum(op, 2 if small else TOP, density=not small, probes=PROBES, steps=STEPS, **settings)
 
