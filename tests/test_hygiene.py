@@ -19,6 +19,7 @@ ONE_EXPERIMENT = "an experiment is one file, and its claims are one declaration,
 LONG_FILES: dict[str, str] = {"src/landscope/experiments/johannsen2026_batch_size.py": ONE_EXPERIMENT}
 LONG_FUNCTIONS: dict[str, str] = {
     "src/landscope/experiments/johannsen2026_batch_size.py:claims": ONE_EXPERIMENT,
+    "src/landscope/experiments/johannsen2026_lottery_ticket.py:claims": ONE_EXPERIMENT,
     "src/landscope/experiments/johannsen2026_ntk.py:claims": ONE_EXPERIMENT,
 }
 
