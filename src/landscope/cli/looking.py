@@ -1,9 +1,11 @@
 """Commands that look: list, plan, status, sql, rank."""
 
+import json
 import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,8 +26,10 @@ from landscope.cli.shared import (
     clear_errors,
     device_of,
     existing,
+    file_word,
     jobs_of,
     say_error,
+    write,
 )
 from landscope.terminal import plain
 
@@ -126,3 +130,53 @@ def sql(
             from landscope.report import to_csv
 
             typer.echo(to_csv(found), nl=False)
+
+
+@app.command()
+def rank(
+    runs: Runs = STORE,
+    where: Annotated[
+        str, typer.Option("--where", help="Which runs: an SQL condition, such as \"optimizer = 'SGD'\".")
+    ] = "",
+    measures: Annotated[
+        list[str] | None, typer.Option("--measures", help="Measured values, with commas (or repeat); else all.")
+    ] = None,
+    outcome: Annotated[
+        str, typer.Option("--outcome", help="What to predict: generalization_gap, test_loss …")
+    ] = "generalization_gap",
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="Settings that make a configuration; else all that vary.")
+    ] = None,
+    step: Annotated[str, typer.Option("--step", help="At which runs were measured.")] = "end",
+    test_samples: Annotated[
+        int | None,
+        typer.Option("--test-samples", help="Behind a configuration's outcome; 0 counts all pairs alike."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts for programs instead.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="The HTML page; else into the store.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Rank measures by how well they predict an outcome.
+
+    Over all finished runs of a store; the unit is the configuration, averaged over its seeds.
+    """
+    with clear_errors(debug, "the same command begins anew"):
+        from landscope import ranking, terminal
+
+        existing(runs)
+        settings = {"where": where, "outcome": outcome, "step": step, "test_samples": test_samples, "seed": seed}
+        names = {"measures": ranking.listed(measures), "by": ranking.listed(by)}
+        with terminal.progress("Ranking …"):
+            found = ranking.rank_store(runs, **names, **settings)
+        if as_json:
+            print(json.dumps(found.to_json(), indent=2, sort_keys=True, allow_nan=False))
+        else:
+            ranking.print_ranking(found)
+        if out is None and as_json:
+            return
+        from landscope.report import ranking_html
+
+        path = out or runs / f"rank-{file_word(outcome)}.html"
+        write(path, ranking_html(found, command=ranking.command(names | settings)))
+        print(f"Report: {plain(str(path.resolve()))}", file=sys.stderr if as_json else sys.stdout)

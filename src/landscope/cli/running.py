@@ -24,6 +24,7 @@ from landscope.cli.shared import (
     clear_errors,
     device_of,
     existing,
+    file_word,
     jobs_of,
     say_error,
     write,
@@ -93,14 +94,10 @@ def _write_report(study: "Study", out: Path | None) -> None:
 
     said = studies.report(study)
     terminal.print_verdicts(said)
-    path = out or study.root / f"{study.name}-{study.scale}-{_file_word(study.source.name)}.html"
+    path = out or study.root / f"{study.name}-{study.scale}-{file_word(study.source.name)}.html"
     with terminal.progress("Writing the report …"):
         write(path, to_html(said))
     print(f"Report: {plain(str(path.resolve()))}")
-
-
-def _file_word(name: str) -> str:
-    return "".join(c if (c.isalnum() and c.isascii()) or c in "-_" else "-" for c in name)[:60] or "data"
 
 
 @app.command()

@@ -129,3 +129,8 @@ def write(path: Path, text: str) -> None:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(f"the report could not be written to {path} ({why}): name another place with --out") from error
+
+
+def file_word(name: str) -> str:
+    """A name as a part of a file's name."""
+    return "".join(c if (c.isalnum() and c.isascii()) or c in "-_" else "-" for c in name)[:60] or "data"

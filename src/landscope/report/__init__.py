@@ -13,6 +13,7 @@ from landscope.report.held import EQUAL, QUANTITIES, Held, held_equal
 from landscope.report.markup import TABLE_ROWS, data_table
 from landscope.report.network import measures_html
 from landscope.report.page import headline, to_html
+from landscope.report.ranking import ranking_html
 from landscope.report.texts import compact
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "headline",
     "held_equal",
     "measures_html",
+    "ranking_html",
     "spectrum_figure",
     "to_csv",
     "to_html",

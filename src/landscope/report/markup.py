@@ -27,7 +27,7 @@ def filled(template: str, drawn: Sequence[Figure], **values: Any) -> str:
 
     environment = Environment(
         loader=DictLoader(
-            {n: _text(f"templates/{n}") for n in ("page.html", "parts.html", "report.html", "measures.html")}
+            {f"{n}.html": _text(f"templates/{n}.html") for n in ("page", "parts", "report", "measures", "ranking")}
         ),
         autoescape=True,
         undefined=StrictUndefined,

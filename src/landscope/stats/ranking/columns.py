@@ -36,7 +36,8 @@ def wanted(table: Table, outcome: str, measures: Sequence[str]) -> list[str]:
     for name in (outcome, *measures):
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+            listed = ", ".join(dict.fromkeys(column.partition("[")[0] for column in known)) or "none"
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed}"
             kind = "outcome" if name == outcome else "measure"
             raise LookupError(f"no {kind} is called {name!r} in these runs: {hint}")
     names = [name for name in dict.fromkeys(measures or candidates(table)) if name != outcome]

@@ -244,7 +244,7 @@ def _edges(of: Configurations) -> Edges:
 
 
 def _listed(values: Sequence[Any], most: int = 4) -> str:
-    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values[:most]]
+    shown = ["off" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in values[:most]]
     return ", ".join(shown) + (" …" if len(values) > most else "")
 
 
@@ -254,7 +254,7 @@ def described(of: Configurations) -> str:
     return said or "no setting varies"
 
 
-def absent(of: Configurations, most: int = 5) -> str:
+def absent(of: Configurations, most: int = 4) -> str:
     """What an incomplete grid lacks, in a sentence; nothing where it is complete."""
     if of.complete:
         return ""

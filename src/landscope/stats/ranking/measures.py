@@ -41,8 +41,8 @@ def rank_measures(
       (Dziugaite et al. 2020, arXiv 2010.11924), of those with at least 12 pairs in effect.
 
     Intervals are percentiles of a two-level bootstrap (configurations, then the seeds within each), about its median.
-    Runs that diverged have no measures. They are left out of what is shown; a reading is kept only if it is the same with
-    them put in, with the worst outcome that any run had and each measure at the top or at the bottom of its range.
+    Runs that diverged have no measures. They are left out of what is shown; a reading is kept only if it is the same
+    with them put in, with the worst outcome that any run had and each measure at the top or the bottom of its range.
 
     Args:
         table: A row a run: settings under the names that `landscope.store.results` gives them, ``status`` (else all
