@@ -110,7 +110,7 @@ def _peak(protocol: str, mean: Any, level: str) -> str:
     prominence = y[1:-1] - np.maximum(before[:-2], y[-1])
     at = 1 + int(prominence.argmax())
     if prominence[at - 1] <= 0:
-        return f"{protocol}: no {level} is worse than both a smaller one and the largest."
+        return f"{protocol}: the means have no peak, nowhere above both what was before and what is at the end."
     risen = f"the means rise from {before[at - 1]:.3g} to {y[at]:.3g} at {level} {mean.x[at]:g}"
     return f"{protocol}: {risen} before they fall."
 
