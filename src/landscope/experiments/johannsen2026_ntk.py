@@ -196,7 +196,7 @@ def claims(scale: str, data: Any) -> list[Claim]:
             ),
             expectation="Contradicted as published: the distance hardly depends on the width. Towards 1/√width with a "
             "learning rate ∝ 1/width, if that is lazy. In the NTK parametrisation it does not fall: weights are longer "
-            "there by the root of the width, and their distance stays of one size; see the hidden weights' relative one.",
+            "there by the root of the width, and their distance stays of one size.",
             **falls,
         ),
         Claim(
