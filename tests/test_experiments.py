@@ -11,7 +11,7 @@ from landscope.data import HUB, Source, find, images
 from landscope.experiments.johannsen2026_batch_size import PAPER
 from landscope.figures import Figure
 from landscope.measures.outcomes import performance
-from landscope.spec import Experiment, call, canonical_json, from_canonical, key, planned, step_name
+from landscope.spec import Experiment, call, canonical_json, from_canonical, key, lineage, planned, step_name
 from landscope.store.tables import settings
 from landscope.types import Table
 
@@ -124,7 +124,7 @@ def test_runs_that_protocols_share_are_one_task(name, tmp_path):
     runs = made.runs()
     tasks = study.tasks(made, jobs=2)
     trained = [one["recipe"] for task in tasks for one in task.payload.get("members", [task.payload])]
-    assert sorted(key(from_canonical(recipe)) for recipe in trained) == sorted({key(recipe) for _, recipe in runs})
+    assert sorted(key(from_canonical(recipe)) for recipe in trained) == sorted(lineage(recipe for _, recipe in runs))
     assert len({task.key for task in tasks}) == len(tasks)
     assert [task.runs for task in tasks] == [len(task.payload.get("members", "1")) for task in tasks]
     assert len(study.expected(made)) == len(trained)

@@ -88,7 +88,7 @@ DIGITS = Setup(mlp, {"widths": (64, 64)}, {"train": 1197, "valid": 0, "test": 60
 PAPER = Setup(cnn, {"channels": 32}, {"train": 50_000, "valid": 0}, _SGD(lr=0.01), batch=128, steps=60 * 391)
 SMOKE = Setup(
     mlp, {"widths": (32, 16)}, {"train": 256, "valid": 0, "test": 256}, _SGD(lr=0.1), batch=32, steps=40,
-    one_shot=(0.5, 0.1), fraction=0.5, until=0.1,
+    one_shot=(0.5, 0.1), fraction=0.7, until=0.1,
 )  # fmt: skip
 
 
