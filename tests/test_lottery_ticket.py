@@ -154,6 +154,8 @@ def test_every_run_is_known_for_what_it_is(laptop):
     published = lottery.with_arms(laptop.where(protocol="published", seed=0)).rows()
     assert {r["density"] for r in published if r["kind"] == "small dense"} == {0.1}
     assert {r["density"] for r in published if r["kind"] == "line"} == {1.0, 0.1}
+    levels = lottery.with_arms(laptop.where(protocol="iterative with rewinding", seed=0)).rows()
+    assert {r["density"] for r in levels if r["kind"] == "small dense"} == {0.107374, 0.028147}
 
 
 ALL_BUT = ("dense", "ticket", "random mask")

@@ -22,13 +22,16 @@ def with_arms(table: Table) -> Table:
     """
     rows = table.rows()
     kinds = {row["run"]: _kind(row, rows) for row in rows}
-    levels = sorted({row["start.density"] for row in rows if row.get("start.density") is not None} | {1.0})
-    whole = [row["nonzero_parameters"] for row in rows if kinds[row["run"]] == "dense" and _counted(row)]
-    by_size = {_size(row): row["nonzero_parameters"] / np.mean(whole) for row in rows if whole and _counted(row)}
+    left = {row["start.density"]: row["nonzero_parameters"] for row in rows if _counted(row, kinds, "ticket")}
+    by_size = {
+        _size(row): min(left, key=lambda d, own=row: abs(math.log(left[d] / own["nonzero_parameters"])))
+        for row in rows
+        if left and _counted(row, kinds, "small dense")
+    }
     densities: dict[str, float | None] = {}
     for row in rows:
-        density = row.get("start.density") or (1.0 if kinds[row["run"]] == "dense" else by_size.get(_size(row)))
-        densities[row["run"]] = None if density is None else _nearest(levels, density)
+        whole = kinds[row["run"]] == "dense"
+        densities[row["run"]] = row.get("start.density") or (1.0 if whole else by_size.get(_size(row)))
     named = []
     for row in rows:
         first = str(row.get("start.first") or "").partition("@")[0]  # of a line, the run at its one end
@@ -37,8 +40,8 @@ def with_arms(table: Table) -> Table:
     return Table.of(named)
 
 
-def _counted(row: dict[str, Any]) -> bool:
-    return row.get("start") is None and row.get("nonzero_parameters") is not None
+def _counted(row: dict[str, Any], kinds: dict[str, str], kind: str) -> bool:
+    return kinds[row["run"]] == kind and row.get("nonzero_parameters") is not None
 
 
 def _size(row: dict[str, Any]) -> int:
@@ -172,7 +175,7 @@ def _densities(table: Table) -> Axis:
     held = sorted({row["density"] for row in table.rows() if row["density"] is not None})
     shown = [held[-1]]
     for density in reversed(held[:-1]):  # texts that do not overlap
-        if math.log(shown[-1] / density) > 0.3:
+        if math.log(shown[-1] / density) > 0.55:
             shown.append(density)
     return Axis(SHARE, log=True, ticks=(shown, [f"{100 * d:.3g} %" for d in shown]))
 
