@@ -78,6 +78,12 @@ class KernelSystem:
         ValueError: where the shapes do not belong together.
     """
 
+    n: int
+    whole: bool
+    values: Tensor
+    vectors: Tensor
+    residual: Tensor
+
     def __init__(
         self, kernel: Float[Tensor, " n1 n2 *o"], start: Float[Tensor, " n3 o1"], targets: Float[Tensor, " n4 o2"]
     ) -> None:

@@ -32,6 +32,11 @@ class ScaledLinear(nn.Module):
         ValueError: for sizes below 1, a weight variance that is not positive, or a negative bias variance.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    weight_variance: float
+    bias_variance: float
+
     def __init__(self, inputs: int, outputs: int, *, weight_variance: float = 2.0, bias_variance: float = 0.0) -> None:
         super().__init__()
         check_sizes((inputs,), outputs)
