@@ -79,7 +79,7 @@ def check(grid: Configurations, table: Table, outcome: str, left_out: Mapping[st
         Untestable: for fewer than 12 configurations, with what is missing, or an outcome that does not vary.
     """
     if grid.n < LEAST:
-        lost = "; ".join(f"{count} runs {reason}" for reason, count in left_out.items() if count)
+        lost = "; ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
         lacking = absent(grid)
         raise Untestable(
             f"a ranking needs at least {LEAST} configurations with {outcome}, and there are {grid.n} "

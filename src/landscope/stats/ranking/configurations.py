@@ -264,4 +264,5 @@ def absent(of: Configurations, most: int = 4) -> str:
     ]
     lacking = of.expected - of.n
     more = f" and {lacking - len(combinations)} more" if lacking > len(combinations) else ""
-    return f"{lacking} of {of.expected} combinations are missing: {', '.join(combinations)}{more}"
+    are = "is" if lacking == 1 else "are"
+    return f"{lacking} of {of.expected} combinations {are} missing: {', '.join(combinations)}{more}"

@@ -86,7 +86,7 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 # --- environments -------------------------------------------------------------------------------------------------
 
 
-def trust(difference: Float[np.ndarray, " e"], samples: float) -> Float[np.ndarray, " e"]:
+def trust(difference: Float[np.ndarray, " e"], samples: int) -> Float[np.ndarray, " e"]:
     """How much a difference of two outcomes measured on ``samples`` test samples each is to be believed.
 
     (w - 1/2)_+ with w = max(0, 1 - 2 exp(-2 n (|Δ| / 2)²))²: by Hoeffding's inequality w bounds the probability that

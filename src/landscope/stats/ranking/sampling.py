@@ -75,7 +75,7 @@ def sample_of(table: Table, grid: Configurations, outcome: str, columns: list[st
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
+class Found:
     """The statistics in every draw."""
 
     tau: np.ndarray  # [draws, m]
@@ -90,28 +90,30 @@ class _Found:
         return np.where(count > 0, np.where(there, self.by_axis, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
-def _statistics(sample: Sample, means: np.ndarray, weights: np.ndarray) -> _Found:
+def statistics(sample: Sample, means: np.ndarray, weights: np.ndarray) -> Found:
+    """Of means ``[n, quantities]``, where configurations count ``weights`` ``[draws, n]`` times."""
     grid, m = sample.grid, len(sample.columns)
     y, x = means[:, 0], means[:, 1 : 1 + m]
     same = grid.blocks[:, None] == grid.blocks[None]
     given = np.concatenate([sample.given, means[:, 1 + m :]], axis=1)
-    return _Found(
+    return Found(
         kendall(x, y, weights, same),
         granulated(signs_along(x, y, grid.edges), grid.edges, weights, len(grid.axes)),
         partial(x, y, given, weights),
     )
 
 
-def _bootstrap(sample: Sample, draws: int, random: np.random.Generator) -> _Found:
-    """Seeds are drawn anew for every few draws of configurations: for each one where there are few configurations."""
-    each = max(1, min(50, sample.grid.n // 10))
+def bootstrap(sample: Sample, draws: int, random: np.random.Generator) -> Found:
+    """The statistics over configurations drawn again, and the seeds within each.
+
+    Seeds are drawn anew for every few draws of configurations, which cost little beside them.
+    """
+    each = max(8, min(50, sample.grid.n // 10))
     parts = [
-        _statistics(sample, means, multinomial(sample.grid.blocks, each, random))
+        statistics(sample, means, multinomial(sample.grid.blocks, each, random))
         for means in resampled(sample.values, sample.counts, -(-draws // each), random)
     ]
-    return _Found(
-        *(np.concatenate([getattr(p, name) for p in parts])[:draws] for name in ("tau", "by_axis", "partial"))
-    )
+    return Found(*(np.concatenate([getattr(p, name) for p in parts])[:draws] for name in ("tau", "by_axis", "partial")))
 
 
 def ranged(value: float, draws: np.ndarray, level: float = 0.95) -> Ranged | None:
@@ -132,8 +134,8 @@ def records_of(sample: Sample, samples: int, draws: int, seed: int) -> list[Meas
     random = np.random.default_rng(seed)
     grid, means = sample.grid, sample.means
     y, x = means[:, 0], means[:, 1 : 1 + len(sample.columns)]
-    seen, drawn = _statistics(sample, means, np.ones((1, grid.n))), _bootstrap(sample, draws, random)
-    p = _p_values(x, y, grid, seen.tau[0], draws, random)
+    seen, drawn = statistics(sample, means, np.ones((1, grid.n))), bootstrap(sample, draws, random)
+    p = p_values(x, y, grid, seen.tau[0], draws, random)
     signs, edges = signs_along(x, y, grid.edges), grid.edges
     errors = sign_errors(signs, np.ones(len(signs)), edges)
     worst = _worst(signs, y, grid, samples)
@@ -169,7 +171,7 @@ def _with_zero(tau: Ranged, p: float) -> Ranged:
     return tau if p <= 0.05 else Ranged(tau.value, min(tau.low, 0.0), max(tau.high, 0.0))
 
 
-def _p_values(
+def p_values(
     x: np.ndarray, y: np.ndarray, grid: Configurations, tau: np.ndarray, draws: int, random: np.random.Generator
 ) -> np.ndarray:
     """Two-sided p of tau; measures that are tied alike share their permutations."""
