@@ -1,7 +1,45 @@
 """What parameter groups may hold: settings in their range, and one value where there can only be one."""
 
+import abc
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import torch
+
+from landscope.optimizers.named import parameters_given
+
+
+class Checking(torch.optim.Optimizer, abc.ABC):
+    """An optimizer that refuses a parameter group as it is added, and counts the gradients of its steps.
+
+    The groups hold the count as ``"gradients"``.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group with settings of its own; one that is refused leaves the optimizer as it was.
+
+        Raises:
+            ValueError: for settings out of range, or that differ where all groups have to have the same.
+        """
+        super().add_param_group(parameters_given([param_group])[0])
+        try:
+            self._check_groups()
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @property
+    def gradients(self) -> int:
+        """How many gradients of a batch have been computed for the steps so far."""
+        return self.param_groups[0]["gradients"]
+
+    def _counted(self, gradients: int) -> None:
+        for group in self.param_groups:
+            group["gradients"] += gradients
+
+    @abc.abstractmethod
+    def _check_groups(self) -> None:
+        """Refuse settings that are out of their range, in any group."""
 
 
 def check_not_negative(owner: str, groups: Iterable[dict[str, Any]], names: Sequence[str]) -> None:

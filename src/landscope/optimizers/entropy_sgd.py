@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscope.optimizers.checking import check_not_negative, is_count, the_same
+from landscope.optimizers.checking import Checking, check_not_negative, is_count, the_same
 from landscope.optimizers.named import parameters_given
 from landscope.optimizers.vectors import check_dense, parameters_of
 from landscope.spec import derive
@@ -95,7 +95,7 @@ def momentum_step(
 
 
 @final
-class EntropySGD(torch.optim.Optimizer):
+class EntropySGD(Checking):
     """Entropy-SGD (Chaudhari et al. 2017): SGD on the local entropy −log ∫ exp(−f(x') − γ/2·‖x − x'‖²) dx'.
 
     Its gradient γ·(x − ⟨x'⟩) is estimated by ``inner_steps`` steps of Langevin dynamics from x, with the average μ of
@@ -105,7 +105,7 @@ class EntropySGD(torch.optim.Optimizer):
     evaluating, run `torch.optim.swa_utils.update_bn` over the training data, as the authors do.
 
     Args:
-        params: Parameters, (name, parameter) pairs or groups.
+        params: Parameters, (name, parameter) pairs or groups; ``inner_steps`` is the same for all.
         lr: The outer learning rate.
         inner_steps: L, Langevin steps a step.
         gamma: The scope γ at the first step.
@@ -157,20 +157,6 @@ class EntropySGD(torch.optim.Optimizer):
         defaults |= {"weight_decay": weight_decay, "inner_steps": inner_steps, "seed": seed, "t": 0, "gradients": 0}
         super().__init__(parameters_given(params), defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group with settings of its own; ``inner_steps`` is the same for all."""
-        super().add_param_group(parameters_given([param_group])[0])
-        try:
-            self._check_groups()
-        except ValueError:
-            self.param_groups.pop()
-            raise
-
-    @property
-    def gradients(self) -> int:
-        """How many gradients of a batch have been computed for the steps so far."""
-        return self.param_groups[0]["gradients"]
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of ``inner_steps`` gradients.
@@ -200,7 +186,7 @@ class EntropySGD(torch.optim.Optimizer):
         self._outer(averages if steps else None)
         for group in self.param_groups:
             group["t"] = self.param_groups[0]["t"] if group is not self.param_groups[0] else group["t"] + 1
-            group["gradients"] += max(1, steps)
+        self._counted(max(1, steps))
         return losses[0]
 
     def _check_groups(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from landscope.norms import kappa
-from landscope.optimizers.checking import check_not_negative, is_count, the_same
+from landscope.optimizers.checking import Checking, check_not_negative, is_count, the_same
 from landscope.optimizers.named import parameters_given
 from landscope.optimizers.vectors import check_dense, flat, flat_gradients, parameters_of
 from landscope.optimizers.watching import Watch
@@ -68,7 +68,7 @@ def calibration(gradients: Float[Tensor, "*m p"], kappas: Float[Tensor, "*m p"])
 
 
 @final
-class PathSGD(torch.optim.Optimizer):
+class PathSGD(Checking):
     """Path-SGD (Neyshabur, Salakhutdinov & Srebro 2015, section 4): w_e ← w_e − lr·g_e/κ_e, κ_e = ∂γ²/∂(w_e²).
 
     γ is the l2 path norm; `landscope.norms.kappa` says which networks have a κ, and the convention for BatchNorm. If
@@ -89,8 +89,8 @@ class PathSGD(torch.optim.Optimizer):
         every: Steps between two computations of κ.
         shape: The shape of one input, without the batch dimension; None: that of the first forward pass after this.
         pool: ``"sum"`` or ``"max"``: what max-pooling does to paths, as in `landscope.norms.path_norm`.
-        params: Some of the model's parameters, or groups of them with their own lr, momentum or weight_decay; None: all
-            that are trained.
+        params: Some of the model's parameters, or groups of them with their own lr, momentum or weight_decay (the other
+            settings are the same for all); None: all that are trained.
 
     Raises:
         TypeError: for something that is no module.
@@ -145,20 +145,6 @@ class PathSGD(torch.optim.Optimizer):
         if "_model" in state:  # load_state_dict comes here too
             self._follow(self._model)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group with its own lr, momentum and weight decay; the other settings are the same for all."""
-        super().add_param_group(parameters_given([param_group])[0])
-        try:
-            self._check_groups()
-        except ValueError:
-            self.param_groups.pop()
-            raise
-
-    @property
-    def gradients(self) -> int:
-        """How many gradients of a batch have been computed for the steps so far."""
-        return self.param_groups[0]["gradients"]
-
     def kappas(self) -> dict[str, Tensor]:
         """κ by parameter name at the current weights, as the next step would use it.
 
@@ -212,7 +198,7 @@ class PathSGD(torch.optim.Optimizer):
                 w.copy_(moved)
                 if group["momentum"]:
                     self.state[w]["momentum_buffer"] = momenta
-            group["gradients"] += 1
+        self._counted(1)
         return loss
 
     def _current(self) -> dict[Tensor, Tensor]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from landscope.optimizers.checking import Checking
 from landscope.optimizers.named import NAMES, optimizer, parameters_given
 
 
-class Wrapping(torch.optim.Optimizer, abc.ABC):
+class Wrapping(Checking, abc.ABC):
     """An optimizer that prepares gradients and lets a base optimizer of PyTorch make the step.
 
     Both have the same parameter groups and the same state, so that schedulers, `add_param_group` and `state_dict` work
@@ -47,23 +48,15 @@ class Wrapping(torch.optim.Optimizer, abc.ABC):
         self._share()
         self._check_groups()
 
-    @property
-    def gradients(self) -> int:
-        """How many gradients of a batch have been computed for the steps so far."""
-        return self.param_groups[0]["gradients"]
-
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"base": self.base}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with its own settings of the wrapper, of the base, or of both."""
-        super().add_param_group(parameters_given([param_group])[0])
-        if hasattr(self, "base"):  # not yet while the first groups are added
-            try:
-                self._check_groups()
-            except ValueError:
-                self.param_groups.pop()
-                raise
+        if hasattr(self, "base"):
+            super().add_param_group(param_group)
+        else:  # the first groups lack the base's settings, and are checked once they have them
+            torch.optim.Optimizer.add_param_group(self, param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, bit for bit."""
@@ -75,14 +68,6 @@ class Wrapping(torch.optim.Optimizer, abc.ABC):
     def step(self, closure: Any = None) -> Any:
         """One step."""
 
-    @abc.abstractmethod
-    def _check_groups(self) -> None:
-        """Refuse settings of the wrapper that are out of their range, in any group."""
-
     def _share(self) -> None:
         self.base.param_groups = self.param_groups
         self.base.state = self.state
-
-    def _counted(self, gradients: int) -> None:
-        for group in self.param_groups:
-            group["gradients"] += gradients
