@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from landscope.population.samples import LOOK
-
 if TYPE_CHECKING:
     from landscope.population.training import Population
 
-HARDEST = 4 * LOOK  # samples that may stand for all, looked at in four parts
+PART = 128  # samples looked at together
+HARDEST = 4 * PART  # samples that may stand for all
+FALLEN = 0.9  # the share of its lowest loss then at which a member's hardest samples are chosen anew
 MARGIN = 1.001  # over rounding in sums of float32
 KNOWN = "landscope.train.loss_below"  # the rule whose outcome follows from the lowest loss
 
@@ -28,14 +28,15 @@ class Lookout:
 
     def __init__(self) -> None:
         self._lowest: dict[int, float] = {}
-        self._then: dict[int, list[float]] = {}  # the sums over the hardest samples, part by part
+        self._chosen: dict[int, float] = {}  # the lowest sum when the hardest samples were chosen
+        self._then: dict[int, list[float]] = {}  # the sums over them then, part by part
         self._hardest: tuple[Tensor, Tensor] | None = None
 
     def may_be_lowest(self, population: "Population", members: Sequence[int]) -> list[int]:
         """Those of the members whose full training loss may be the lowest so far, or is not finite."""
         tried = [k for k in members if k in self._lowest and self._then[k][-1] > 0.5 * self._lowest[k]]
         sums, above = dict.fromkeys(tried, 0.0), set[int]()
-        for part in range(HARDEST // LOOK):
+        for part in range(HARDEST // PART):
             if self._hardest is None or not tried:
                 break
             for k, more in zip(tried, self._sums(population, self._hardest, tried, part), strict=True):
@@ -57,7 +58,7 @@ class Lookout:
         whole = len(at) == len(population.running)
         rows = population.rows if whole else population.rows[at]
         buffers = population.buffers if whole else {name: t[at] for name, t in population.buffers.items()}
-        x, y = (t[members, part * LOOK : (part + 1) * LOOK] for t in hardest)
+        x, y = (t[members, part * PART : (part + 1) * PART] for t in hardest)
         return population.program.evaluate(rows, buffers, (x, y), False)[0].tolist()
 
     def saw(self, population: "Population", losses: Mapping[int, float], each: Sequence[Tensor]) -> None:
@@ -65,20 +66,22 @@ class Lookout:
         n = population.samples.samples("train")
         if not each or n < 2 * HARDEST:
             return
-        lower: list[tuple[int, int]] = []
+        fallen: list[tuple[int, int]] = []
         for i, k in enumerate(losses):
             rule = population.members[k].recipe.stop
             if rule is not None and rule.target == KNOWN and n * losses[k] < self._lowest.get(k, float("inf")):
-                lower.append((i, k))
-        if not lower:
+                self._lowest[k] = n * losses[k]
+                if self._lowest[k] < FALLEN * self._chosen.get(k, float("inf")):  # which are hardest changes slowly
+                    fallen.append((i, k))
+        if not fallen:
             return
-        found = torch.cat(list(each), 1)[[i for i, _ in lower]].topk(HARDEST, 1)
-        members = [k for _, k in lower]
+        found = torch.cat(list(each), 1)[[i for i, _ in fallen]].topk(HARDEST, 1)
+        members = [k for _, k in fallen]
         x, y = population.samples.chosen("train", [population.row(k) for k in members], found.indices)
         if self._hardest is None:
             total = len(population.members)
             self._hardest = x.new_zeros(total, *x.shape[1:]), y.new_zeros(total, *y.shape[1:])
         self._hardest[0][members], self._hardest[1][members] = x, y
-        parts = found.values.double().cumsum(1)[:, LOOK - 1 :: LOOK].tolist()
+        parts = found.values.double().cumsum(1)[:, PART - 1 :: PART].tolist()
         for k, then in zip(members, parts, strict=True):
-            self._lowest[k], self._then[k] = n * losses[k], then
+            self._chosen[k], self._then[k] = self._lowest[k], then

@@ -12,7 +12,7 @@ from landscope.spec import Recipe, derive
 from landscope.types import Batches
 
 EPOCH_BYTES = 2**28  # an epoch's batches are gathered at once up to this size
-LOOK = 128  # samples looked at together in an evaluation: a function of nothing, so that members do not matter
+LOOK = 400  # samples looked at together in an evaluation: a function of nothing, so that members do not matter
 
 
 class Samples:
