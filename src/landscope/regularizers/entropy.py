@@ -1,15 +1,16 @@
 """Local entropy, Entropy-SGD's objective, as a term of the loss."""
 
 from collections.abc import Callable, Sequence
+from typing import final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from landscope.regularizers.draws import Batch, Draws, Loss, check_counts, criterion, passed
+from landscope.regularizers.draws import Batch, Draws, Loss, check_counts, criterion
 from landscope.regularizers.flatness import chosen
 from landscope.regularizers.products import transformed
+from landscope.regularizers.replacing import Replacing
 from landscope.spec import Call
 
 
@@ -63,24 +64,25 @@ def local_entropy(
     return LocalEntropy((gamma, steps, lr, noise, averaging), strength, criterion(loss), seed)
 
 
-class LocalEntropy(nn.Module):
-    """The term of `local_entropy`."""
+@final
+class LocalEntropy(Replacing):
+    """The term of `local_entropy`.
+
+    Its value, which is known up to a constant only, is the mean loss of the inner steps; its gradient is F's.
+    """
 
     stackable: tuple[str, ...] = ("gamma", "lr", "noise", "averaging", "strength")
 
     def __init__(
         self, chain: tuple[float, int, float, float, float], strength: float, loss: Loss, seed: int | None
     ) -> None:
-        super().__init__()
+        super().__init__(strength, loss, Draws(seed, "entropy"))
         self.gamma: float
         self.steps: int
         self.lr: float
         self.noise: float
         self.averaging: float
         self.gamma, self.steps, self.lr, self.noise, self.averaging = chain
-        self.strength: float = strength
-        self.loss: Loss = loss
-        self.draws: Draws = Draws(seed, "entropy")
 
     def draw(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """Standard normal numbers of one step, for ``drawn=``: ``[steps, *shape]`` for each parameter."""
@@ -89,40 +91,7 @@ class LocalEntropy(nn.Module):
             for w in chosen(model, None).values()
         )
 
-    def forward(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        *,
-        outputs: Tensor | None = None,
-        drawn: Sequence[Tensor] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The term, strength · (F − loss), with F's gradient; F's value, known up to a constant, is the inner loss's.
-
-        Args:
-            model: The network; its buffers are left alone by the inner steps.
-            batch: Inputs and targets.
-            outputs: The network's outputs on the batch with their graph, where they are already computed. A
-                network with dropout needs them: another pass has another mask.
-            drawn: What `draw` gave; drawn here if None.
-        """
-        clean = passed(model, batch[0]) if outputs is None else outputs
-        return self.strength * (self._entropy(model, batch, drawn) - self.loss(clean, batch[1]))
-
-    def objective(self, model: nn.Module, batch: Batch, *, drawn: Sequence[Tensor] | None = None) -> Float[Tensor, ""]:
-        """The objective, (1 − strength) · loss + strength · F; the former is not computed at strength 1.
-
-        BatchNorm's running statistics are moved once, at strength 1 by the first inner step, which is at w itself
-        (not inside `torch.func` transforms).
-        """
-        if isinstance(self.strength, (int, float)) and self.strength == 1:
-            return self._entropy(model, batch, drawn, alone=True)
-        entropy = self._entropy(model, batch, drawn)
-        return (1 - self.strength) * self.loss(model(batch[0]), batch[1]) + self.strength * entropy
-
-    def _entropy(
-        self, model: nn.Module, batch: Batch, drawn: Sequence[Tensor] | None, *, alone: bool = False
-    ) -> Tensor:
+    def _other(self, model: nn.Module, batch: Batch, drawn: Sequence[Tensor] | None, *, alone: bool = False) -> Tensor:
         """A scalar with the gradient γ(w − ⟨w'⟩) and the value of the inner losses' mean."""
         if drawn is None:
             drawn = self.draw(model, batch, self.draws.next(batch[0].device))

@@ -6,7 +6,7 @@ loss without. ``reg.objective(model, batch)`` is the same sum without computing 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch.func import functional_call
 from landscope.models import evaluating
 from landscope.regularizers.draws import Batch, Draws, Loss, check_layers, criterion, passed
 from landscope.regularizers.flatness import chosen
+from landscope.regularizers.replacing import Replacing
 from landscope.spec import Call
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Mish)
@@ -96,7 +97,8 @@ def weight_noise(
     return Noise("relative weights" if relative else "weights", sd, strength, loss, seed, layers)
 
 
-class Noise(nn.Module):
+@final
+class Noise(Replacing):
     """The term of `input_noise`, `activation_noise` and `weight_noise`."""
 
     stackable: tuple[str, ...] = ("sd", "strength")
@@ -110,15 +112,12 @@ class Noise(nn.Module):
         seed: int | None,
         layers: tuple[str, ...] | None = None,
     ) -> None:
-        super().__init__()
         _not_negative(sd=sd, strength=strength)
         check_layers("noise", layers)
+        super().__init__(strength, criterion(loss), Draws(seed, where))
         self.where: str = where
         self.sd: float = sd
-        self.strength: float = strength
-        self.loss: Loss = criterion(loss)
         self.layers: tuple[str, ...] | None = layers
-        self.draws: Draws = Draws(seed, where)
         self.sizes: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
 
     def draw(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, ...]:
@@ -131,40 +130,7 @@ class Noise(nn.Module):
             return tuple(_normal(like, (len(batch[0]), *shape), generator) for shape in shapes)
         return tuple(_normal(w, w.shape, generator) for w in chosen(model, self.layers).values())
 
-    def forward(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        *,
-        outputs: Tensor | None = None,
-        drawn: Sequence[Tensor] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The term, strength · (loss with noise − loss without).
-
-        Args:
-            model: The network.
-            batch: Inputs and targets.
-            outputs: The outputs without noise with their graph, where they are already computed. A network with
-                dropout needs them: another pass has another mask.
-            drawn: What `draw` gave; drawn here if None.
-
-        Raises:
-            LookupError: for ``layers`` that the model does not have.
-        """
-        clean = passed(model, batch[0]) if outputs is None else outputs
-        return self.strength * (self._noisy(model, batch, drawn) - self.loss(clean, batch[1]))
-
-    def objective(self, model: nn.Module, batch: Batch, *, drawn: Sequence[Tensor] | None = None) -> Float[Tensor, ""]:
-        """The objective, (1 − strength) · loss + strength · loss with noise; at strength 1 the latter alone.
-
-        BatchNorm's running statistics are moved once: by the pass with noise where it is the only one.
-        """
-        if isinstance(self.strength, (int, float)) and self.strength == 1:
-            return self._noisy(model, batch, drawn, alone=True)
-        noisy = self._noisy(model, batch, drawn)
-        return (1 - self.strength) * self.loss(model(batch[0]), batch[1]) + self.strength * noisy
-
-    def _noisy(self, model: nn.Module, batch: Batch, drawn: Sequence[Tensor] | None, *, alone: bool = False) -> Tensor:
+    def _other(self, model: nn.Module, batch: Batch, drawn: Sequence[Tensor] | None, *, alone: bool = False) -> Tensor:
         inputs, targets = batch
         if drawn is None:
             drawn = self.draw(model, batch, self.draws.next(inputs.device))
