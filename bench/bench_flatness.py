@@ -88,7 +88,7 @@ def compared(
 ) -> Iterator[Row]:
     """Two rows of a network: the penalty at every step, and the defaults."""
     contenders = {
-        "every step": Contender(cycle(make, size, flat, penalised(share=1.0))),
+        "every step": Contender(cycle(make, size, flat, penalised(every=1))),
         "defaults": Contender(cycle(make, size, flat, penalised())),
         "straightforward": Contender(cycle(make, size, flat, straightforward)),
         "plain again": Contender(cycle(make, size, flat, plain)),
@@ -96,7 +96,7 @@ def compared(
     found = interleaved(contenders, cycle(make, size, flat, plain), repeats=60, seconds=seconds)
     peers = {"straightforward double backward": found["straightforward"].median}
     control = f"a plain step against itself: {found['plain again'].median or math.nan:.2f}"
-    names = (("of the whole batch", "every step", at_most), ("defaults", "defaults", 1.4))
+    names = (("at every step", "every step", at_most), ("defaults", "defaults", 1.4))
     for words, name, goal in names:
         notes = [control, _spread(found[name])]
         yield Row(

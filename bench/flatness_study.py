@@ -1,7 +1,7 @@
 """``python -m bench.flatness_study``: does the flatness penalty's default end where the every-step version does?
 
 Pairs of runs (same initialisation, split and order of batches) with the penalty on the whole batch at every step
-(``share=1.0``), with the defaults, and without it as the positive control. Afterwards Tr(H²) of the loss over training
+(``every=1``), with the defaults, and without it as the positive control. Afterwards Tr(H²) of the loss over training
 samples is measured with probes that all runs share. Equivalence: the 90 % interval (two one-sided t tests at 5 %) of
 the mean log ratio lies within ±log 1.1, and that of the difference of test accuracies within ±1 percentage point.
 ``--pilot`` compares the settings among which the default was chosen, on seeds from 10,000 on and fewer images of MNIST.
@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from landscope.regularizers import flatness
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]  # training inputs and labels, test inputs and labels
-ARMS: dict[str, dict[str, object] | None] = {"whole batch": {"share": 1.0}, "none": None, "default": {}}
-GRID = ((1, 0.25), (2, 0.25), (2, 1.0), (4, 1.0), (4, 0.25))  # every and share of the pilots
+ARMS: dict[str, dict[str, object] | None] = {"every step": {"every": 1}, "none": None, "default": {}}
+GRID = ((1, 0.25), (2, 0.25), (2, 1.0), (4, 1.0), (4, 0.25))  # ``every`` and ``share`` of the pilots
 STRENGTHS = {"digits": 0.01, "mnist": 0.0003}  # where the penalty acts and training is stable; by seeds from 10,000 on
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"width": 64, "size": 64, "epochs": 20, "lr": 0.003, "probes": 200},
@@ -87,7 +87,7 @@ def run(
             optimizer.step()
             schedule.step()
     with torch.no_grad():
-        measure, some = flatness(share=1.0, probes=probes), (x[:1000], y[:1000])
+        measure, some = flatness(probes=probes), (x[:1000], y[:1000])
         drawn = measure.draw(model, some, torch.Generator().manual_seed(0))
         trace = measure.trace(model, some, drawn=drawn).item()
         accuracy = (model(test_x).argmax(1) == test_y).double().mean().item()
@@ -116,13 +116,13 @@ def compared(
             found[arm].append(run(split, seed, settings, **SETTINGS[name]))
         ends = ", ".join(f"{arm} {math.exp(r[-1][0]):.4g} {r[-1][1]:.4f} {r[-1][2]:.3g}" for arm, r in found.items())
         print(f"seed {seed}: {ends}", flush=True)
-    for arm in [arm for arm in arms if arm != "whole batch"]:
-        pairs = list(zip(found[arm], found["whole batch"], strict=True))
+    for arm in [arm for arm in arms if arm != "every step"]:
+        pairs = list(zip(found[arm], found["every step"], strict=True))
         trace = interval([a[0] - b[0] for a, b in pairs])
         accuracy = interval([a[1] - b[1] for a, b in pairs])
         same = max(map(abs, trace[1:])) < TRACE and max(map(abs, accuracy[1:])) < ACCURACY
         print(
-            f"{arm:20} against the whole batch: Tr(H²) ×{math.exp(trace[0]):.3f} "
+            f"{arm:20} against every step: Tr(H²) ×{math.exp(trace[0]):.3f} "
             f"[{math.exp(trace[1]):.3f}, {math.exp(trace[2]):.3f}], accuracy {100 * accuracy[0]:+.2f} pp "
             f"[{100 * accuracy[1]:+.2f}, {100 * accuracy[2]:+.2f}]: {'equivalent' if same else 'not equivalent'}",
             flush=True,
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
     arms, first = ARMS, 0
     if options.pilot:
         grid = {f"every={every} share={share:g}": {"every": every, "share": share} for every, share in GRID}
-        arms, first = {"whole batch": ARMS["whole batch"], "none": None, **grid}, 10_000
+        arms, first = {"every step": ARMS["every step"], "none": None, **grid}, 10_000
     for name in options.data:
         if name == "mnist" and not Path(os.environ.get("LANDSCOPE_DATA", ""), "mnist").is_dir():
             print("LANDSCOPE_DATA names no folder with mnist: left out")

@@ -21,7 +21,7 @@ from landscope.models import mlp
 from landscope.optimizers import ASAM, GSAM, SAM
 from landscope.population import advance, begin, checkpoint, evaluate, restore, state_of, structure_key
 from landscope.population.chain import layers_of
-from landscope.regularizers import path_norm, spectral_norm, weight_noise
+from landscope.regularizers import flatness, path_norm, spectral_norm, weight_noise
 from landscope.spec import Call, Recipe, call
 from landscope.train import loss_below
 from landscope.types import Batches
@@ -250,7 +250,7 @@ def test_regularizers_of_different_strength_and_augmentation_draw_as_alone():
             seed=s,
             data=call(many),
             model=call(double_mlp),
-            regularizers=(call(shrinking, strength=0.01 * s),),
+            regularizers=(call(shrinking, strength=0.01 * s), call(flatness, strength=0.1 * s)),
             augmentation=call(turned),
         )
         for s in range(3)

@@ -72,7 +72,7 @@ def dense_trace(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def mean_over_draws(model: nn.Module, at: tuple[Tensor, Tensor]) -> Tensor:
     """The penalty's exact mean: it is quadratic in what is drawn."""
-    reg = flatness(strength=1.0, share=1.0)
+    reg = flatness(strength=1.0, every=1)
     drawn = reg.draw(model, at, torch.Generator().manual_seed(0))
     sizes = [part.numel() for part in drawn]
     reg.probes = sum(sizes)
@@ -83,7 +83,7 @@ def mean_over_draws(model: nn.Module, at: tuple[Tensor, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("made", [plain, convolutional])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("settings", [{"every": 1}, {"every": 2}, {"every": 2, "spread": True}])
+@pytest.mark.parametrize("settings", [{"every": 1, "share": 0.5}, {"every": 2}, {"every": 2, "spread": True}])
 def test_logging_flatness_gives_the_value_and_changes_no_later_step(made, mode, settings):
     model = made()
     at = batch(*((1, 3, 3) if made is convolutional else (5,)))
@@ -124,7 +124,7 @@ TERMS = {
     "label_noise": lambda: label_noise(p=0.5),
     "local_entropy": lambda: local_entropy(steps=2),
     "poison": lambda: poison(source=batch(5)),
-    "flatness": lambda: flatness(share=1.0),
+    "flatness": lambda: flatness(every=1),
     "gradient_noise": lambda: gradient_noise(),
     "weight_decay": lambda: weight_decay(),
 }
@@ -186,7 +186,7 @@ def test_linear_layers_on_sequences_without_flatten(flattens):
     model = nn.Sequential(*layers, *[nn.Flatten()] * (flattens == "at the end")).double()
     x, y = batch(2, 2)
     loss = (lambda o, t: F.cross_entropy(o[:, 0], t)) if flattens == "nowhere" else F.cross_entropy
-    value = flatness(share=1.0, loss=loss, seed=1)(model, (x, y))
+    value = flatness(every=1, loss=loss, seed=1)(model, (x, y))
     assert slope(value, model).isfinite().all()
     assert value > 0
 
@@ -203,8 +203,8 @@ def test_compiled_networks_have_the_same_penalty(made):
     at = batch(*((1, 3, 3) if made is convolutional else (5,)))
     compiled = torch.compile(model, backend="aot_eager")
     outputs = compiled(at[0])
-    ours = flatness(share=1.0, seed=1)(compiled, at, outputs=outputs)
-    theirs = flatness(share=1.0, seed=1)(model, at)
+    ours = flatness(every=1, seed=1)(compiled, at, outputs=outputs)
+    theirs = flatness(every=1, seed=1)(model, at)
     torch.testing.assert_close(
         slope(F.cross_entropy(outputs, at[1]) + ours, model), slope(_loss(model, at) + theirs, model)
     )
@@ -284,6 +284,6 @@ def test_a_loss_that_is_a_sum_is_refused(make):
 def test_distributed_networks_are_unwrapped():
     inner = plain()
     wrapped = nn.DataParallel(inner)
-    ours, theirs = flatness(share=1.0, seed=1)(wrapped, batch()), flatness(share=1.0, seed=1)(inner, batch())
+    ours, theirs = flatness(every=1, seed=1)(wrapped, batch()), flatness(every=1, seed=1)(inner, batch())
     assert list(chosen(inner, None)) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     torch.testing.assert_close(ours, theirs)

@@ -14,7 +14,7 @@ from landscope.regularizers.draws import Batch, Draws, check_counts, check_layer
 from landscope.spec import Call
 
 MATRICES = ("hessian", "ggn")
-SHARE = 0.25  # chosen on seeds from 10,000 on; judged in docs/methods/flatness.md
+EVERY = 2  # of five settings the cheapest that pilots found to end where every step does: docs/methods/flatness.md
 FEWEST = 4  # samples of a share: two for each of its halves
 
 
@@ -22,9 +22,9 @@ def flatness(
     *,
     strength: float = 0.01,
     probes: int = 1,
-    every: int = 1,
+    every: int = EVERY,
     spread: bool = False,
-    share: float = SHARE,
+    share: float = 1.0,
     matrix: str = "hessian",
     layers: tuple[str, ...] | None = None,
     unbiased: bool = False,
@@ -62,7 +62,8 @@ def flatness(
         spread: What happens in between. False: nothing, and the penalty counts ``every`` times where it is computed.
             True: its gradient is kept and added at each of the ``every`` steps, which an adaptive optimizer does not
             mistake for bursts, but an old gradient may throw a run off where the penalty outweighs the loss. Neither
-            ends exactly where ``every=1`` does (figures in docs/methods/flatness.md).
+            ends exactly where ``every=1`` does, and the farther off the stronger the penalty is (figures in
+            docs/methods/flatness.md).
         share: Of the batch's samples that are looked at, its first (batches are in random order), at least 4. The
             estimate is still unbiased for the whole batch's Tr(H²): see below. 1 is H of the whole batch itself.
         matrix: ``"hessian"``, or ``"ggn"``: the generalised Gauss-Newton matrix JᵀMJ, M the loss's Hessian in the
