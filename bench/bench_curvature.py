@@ -362,7 +362,7 @@ def normalised_traces() -> Iterator[Row]:
     row = row_of(case, GRADIENTS, timed, notes=notes)
     yield Row(case, GRADIENTS, row.ours, peer, goal, row.left_out, row.notes)
     notes = [f"ours from the {PROBES} probes: {error:+.2%}", _pyhessian_trace(model, batches, exact)]
-    yield Row(f"{case}, by products alone", "products", fewest, {"plain Hutchinson": plain}, Goal(), {}, notes)
+    yield Row(f"{case}, by products alone", "products", fewest, {"plain Hutchinson": plain}, goal, {}, notes)
 
 
 def _hutchinson(op: Any) -> tuple[float, float, float]:

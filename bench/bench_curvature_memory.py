@@ -68,8 +68,8 @@ def _measured(network: str, tool: str, columns: int, unit: int) -> Timing:
 
 def _spectrum_peak(title: str, network: str, unit: int, worth: str) -> Row:
     model, _ = network_and_data(network)
-    chains = PROBES * STEPS if network == "mlp" else 0
-    stored = (BASIS[network] + TOP + chains) * workloads.size(model) * 4
+    pairs, chain = (TOP, STEPS) if network == "mlp" else (2, 0)  # the chains come one after the other
+    stored = (BASIS[network] + pairs + chain) * workloads.size(model) * 4
     found = _measured(network, "spectrum", 0, unit)
     ours = None if found.median is None else found.median - stored / unit
     note = f"{worth}; the stored vectors, {stored / MEBIBYTE:.0f} MiB, are taken off"
@@ -121,12 +121,12 @@ def main(network: str, tool: str, columns: int, budget: int | None = None) -> in
     workloads.gradient(model, few)()
     if tool == "gradient":
         return growth(workloads.gradient(model, batches))
+    ours = partial(ours_product, memory=budget)
+    make = peers.PRODUCTS.get(tool, ours)
+    v = torch.randn(workloads.size(model), max(columns, 1), generator=torch.Generator().manual_seed(0))
+    make(model, few)(v)  # likewise for second derivatives
     if tool == "spectrum":
         return growth(lambda: spectrum_run(model, batches))
-    ours = partial(ours_product, memory=budget)
-    make = ours if tool == "ours" else peers.PRODUCTS[tool]
-    v = torch.randn(workloads.size(model), columns, generator=torch.Generator().manual_seed(0))
-    make(model, few)(v)  # likewise for second derivatives
     product = make(model, batches)
     return growth(lambda: product(v))
 

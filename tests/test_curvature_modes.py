@@ -111,7 +111,10 @@ def test_a_mode_with_other_numbers_is_not_chosen(monkeypatch: pytest.MonkeyPatch
 
     with op.problem.quiet():
         modes = {"honest": honest} | {f.__name__: honest._replace(make=f) for f in (wrong, skewed, broken)}
-        assert choose(op.problem, data, 1, modes).name == "honest"
+        for k in (1, 3):
+            assert choose(op.problem, data, k, modes).name == "honest"
+            without = {name: mode for name, mode in modes.items() if name not in ("honest", "wrong")}
+            assert choose(op.problem, data, k, {**without, DIFFERENCES: honest}).name == DIFFERENCES  # symmetry alone
 
 
 def test_the_choice_is_remembered(monkeypatch: pytest.MonkeyPatch):

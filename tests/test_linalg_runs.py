@@ -9,6 +9,7 @@ import torch
 from oracles import Matrix, with_spectrum
 from torch import Tensor
 
+from landscope.files import publish, read_tensors, tensor_bytes
 from landscope.linalg import Progress, Spectrum, spectrum
 from landscope.linalg.extremes import missed, timed_block
 
@@ -54,6 +55,16 @@ def test_a_checkpoint_of_another_run_or_operator_is_refused(tmp_path: Path):
         spectrum(Matrix(with_spectrum(VALUES)), checkpoint=path, density=False, seed=1)
     with pytest.raises(ValueError, match="another operator"):
         spectrum(Matrix(with_spectrum(VALUES, 1)), checkpoint=path, density=False)
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path: Path):
+    path = tmp_path / "run.safetensors"
+    spectrum(Matrix(with_spectrum(VALUES)), checkpoint=path, density=False)
+    tensors, meta = read_tensors(path)
+    meta["search"]["steps"] = meta["search"].pop("chain")  # as it once was
+    publish(path, tensor_bytes(tensors, meta))
+    with pytest.raises(ValueError, match="is of another version of Landscope: it lacks chain"):
+        spectrum(Matrix(with_spectrum(VALUES)), checkpoint=path, density=False)
 
 
 @pytest.mark.parametrize("block", [1, 3])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from landscope.curvature.problem import Problem
-from landscope.curvature.products import Made, differences, double_backward, forward_over_reverse, rewritten
+from landscope.curvature.products import Made, Product, differences, double_backward, forward_over_reverse, rewritten
 
 Maker = Callable[[Problem, tuple[Tensor, ...], Any], Made]
 
@@ -75,8 +75,9 @@ def choose(
     """The fastest mode for products with k columns on one batch, of those that pass the check.
 
     Modes that seldom win are tried where the others fail or where many columns are planned, compiling where it repays.
-    The check: the products with up to four random columns agree with the plain double backward pass, and are
-    symmetric, to the root of the type's precision in the global relative difference. A mode that fails is not used.
+    The check: the products with up to four random columns (with one where k is 1, which takes the memory of one)
+    agree with the plain double backward pass, and are symmetric, to the root of the type's precision in the global
+    relative difference. A mode that fails is not used.
     The choice is remembered for networks of the same classes, shapes and block size in this process.
 
     Args:
@@ -93,7 +94,7 @@ def choose(
     key = (tuple(modes), _signature(problem, batch, k, planned))
     if key in _remembered:
         return Choice(_remembered[key], key, remembered=True)
-    probes = _probes(problem, min(max(k, 2), 4))
+    probes = _probes(problem, min(k, 4))
     times: dict[str, float] = {}
     expected: Tensor | None = None
     reason: str | None = None
@@ -104,46 +105,53 @@ def choose(
             continue
         seconds, found, failure = _tried(modes[name], name, problem, batch, probes)
         reason = reason or failure
-        if found is None or (expected is not None and not agree(found, expected, probes)):
+        if found is None or (expected is not None and not _agree(found, expected)):
             continue
         expected, times[name] = found if expected is None else expected, seconds
+        del found  # what is expected stays, and no more
     if expected is None and DIFFERENCES not in modes:
         raise RuntimeError(f"no way to make products works here: {reason}")
     if expected is None:
         return Choice(DIFFERENCES, key, reason=reason)
     best = min(times, key=times.__getitem__)
-    saved = (1 - COMPILED_SHARE) * times[best] / len(probes) * batches * (planned or 0)
+    saved = (1 - COMPILED_SHARE) * times[best] / max(len(probes), 2) * batches * (planned or 0)
     if COMPILED in modes and saved > COMPILING:
         seconds, found, _ = _tried(modes[COMPILED], COMPILED, problem, batch, probes)
-        if found is not None and agree(found, expected, probes) and seconds < times[best]:
+        if found is not None and _agree(found, expected) and seconds < times[best]:
             best = COMPILED
     _remembered[key] = best
     return Choice(best, key)
 
 
-def agree(found: Tensor, expected: Tensor, probes: Tensor) -> bool:
-    """Whether products are the expected ones, and symmetric: u·Hv = v·Hu."""
-    tolerance = torch.finfo(found.dtype).eps ** 0.5
-    scale = expected.norm().item()
-    inner = probes @ found.T
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether products are the expected ones."""
     apart = math.hypot(*((f - e).norm().item() for f, e in zip(found, expected, strict=True)))  # a row at a time
-    return bool(
-        apart <= tolerance * scale and (inner - inner.T).norm().item() <= tolerance * scale * probes.norm().item()
-    )
+    return apart <= torch.finfo(found.dtype).eps ** 0.5 * expected.norm().item()
+
+
+def _used(product: Product, probes: Tensor) -> tuple[Tensor, bool]:
+    """The products, and whether they are symmetric: u·Hv = v·Hu; with a single probe u, v = Hu."""
+    found = product(probes)
+    v, image = (probes, found) if len(probes) > 1 else (found, product(found))
+    tolerance = torch.finfo(found.dtype).eps ** 0.5 * image.norm().item() * probes.norm().item()
+    return found, (found @ v.T - probes @ image.T).norm().item() <= tolerance
 
 
 def _tried(
     mode: Mode, name: str, problem: Problem, batch: Any, probes: Tensor
 ) -> tuple[float, Tensor | None, str | None]:
-    """Seconds of one use (the second where the first is quick) and the products; None and why where there are none."""
-    seconds, found = math.inf, None
+    """Seconds of one use (the second where the first is quick) and the products; None and why where there are none.
+
+    There are none either where they are not symmetric, which is a reason for no error.
+    """
+    seconds, found, symmetric = math.inf, None, False
     try:
         weights = problem.weights()
         for _ in range(2):
             found, start = None, time.perf_counter()  # what was found before makes room
             with warnings.catch_warnings():  # that vmap goes one by one through some function is seen in the time
                 warnings.filterwarnings("ignore", "There is a performance drop")
-                found = mode.make(problem, weights, batch)[1](probes)
+                found, symmetric = _used(mode.make(problem, weights, batch)[1], probes)
             seconds = time.perf_counter() - start
             if seconds > 0.1 and name != COMPILED:
                 break
@@ -161,7 +169,7 @@ def _tried(
         warnings.warn(f"compiling the product failed; it is made without: {str(error)[:200]}", stacklevel=2)
         return math.inf, None, str(error)
     if found is not None and bool(torch.isfinite(found).all()):
-        return seconds, found, None
+        return seconds, found if symmetric or name in (PLAIN, ONE_BY_ONE) else None, None
     if name in (PLAIN, ONE_BY_ONE):  # what another mode would make of it is no better
         raise ValueError(
             "the products with the curvature matrix are NaN or infinite on the first batch: are the weights and the "

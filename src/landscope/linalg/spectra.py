@@ -202,6 +202,11 @@ class _Run:
         krylov = self.search.krylov
         before = stored(path, self._identity())
         if before is not None:
+            if missing := sorted({*STATE} - {*before[1].get("search", {})}):
+                raise ValueError(
+                    f"the checkpoint {path} is of another version of Landscope: it lacks {', '.join(missing)}, which "
+                    "this one needs to go on; remove it, or give another path, and the run starts anew"
+                )
             self._restore(*before)
         checkpoint = Checkpoint(path, self._content)
         watch.begin(krylov.products)
