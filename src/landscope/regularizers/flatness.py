@@ -86,7 +86,7 @@ def flatness(
 
     >>> from landscope.losses import squared_error
     >>> from landscope.spec import call
-    >>> reg = flatness(strength=1.0, probes=2, loss=call(squared_error))
+    >>> reg = flatness(strength=1.0, every=1, probes=2, loss=call(squared_error))
     >>> model, batch = nn.Linear(2, 1, bias=False), (torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1))
     >>> round(reg(model, batch, drawn=(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, -1.0]]))).item(), 3)
     100.0
