@@ -41,6 +41,7 @@ def test_every_level_comes_from_the_one_before_and_all_begin_as_the_dense_networ
     before = dense
     for density, scores, ticket in levels:
         assert scores == at(before, "end")
+        assert ticket.start is not None
         assert ticket.start["source"] == at(dense, "start")
         assert ticket.start["density"] == density
         assert replace(ticket, start=None, constraint=None) == dense
@@ -77,9 +78,10 @@ def test_the_published_protocol_is_the_papers(data):
     dense = runs[0]
     assert (dense.steps, dense.batch_size, dense.optimizer["lr"], dense.model["channels"]) == (23_460, 128, 0.01, 32)
     pruned = [r for r in runs if r.start is not None and r.start.name == prune_and_rewind.__name__]
-    first = [r for r in pruned if r.start["source"] == at(dense, "start") and "shuffle" not in dict(r.start.kwargs)]
-    assert sorted({r.start["density"] for r in first}) == [0.05, 0.1, 0.2, 0.3, 0.5, 0.7]
-    assert all(r.start["scores"] == at(dense, "end") for r in pruned)
+    starts = [r.start for r in pruned if r.start is not None]
+    first = [s for s in starts if s["source"] == at(dense, "start") and "shuffle" not in dict(s.kwargs)]
+    assert sorted({s["density"] for s in first}) == [0.05, 0.1, 0.2, 0.3, 0.5, 0.7]
+    assert all(s["scores"] == at(dense, "end") for s in starts)
     (other,) = {s.run for r in pruned for s in sources(r) if isinstance(s.run, Recipe) and s.run.seed != 0}
     assert (other.seed, other.steps) == (100, 0)
     assert all(r.constraint is not None and r.steps == dense.steps for r in pruned)
@@ -158,6 +160,11 @@ def test_every_run_is_known_for_what_it_is(laptop):
     assert {r["density"] for r in levels if r["kind"] == "small dense"} == {0.107374, 0.028147}
 
 
+def units_of(claim, table):
+    assert claim.statistic is not None
+    return claim.statistic(table)
+
+
 ALL_BUT = ("dense", "ticket", "random mask")
 
 
@@ -174,15 +181,15 @@ def test_claims_compare_the_arms_that_they_name(laptop, data):
         table = laptop.where(protocol=protocol)
         for words, effect in expected.items():
             (claim,) = (c for text, c in claims.items() if words in text and not c.positive)
-            units = claim.statistic(table)
+            units = units_of(claim, table)
             assert units.n == 8
             assert units.mean == pytest.approx(effect, abs=1e-3), words
         (flat,) = (c for text, c in claims.items() if "flatter" in text)
-        assert flat.statistic(table).mean == pytest.approx(math.log(0.1), abs=0.08)
+        assert units_of(flat, table).mean == pytest.approx(math.log(0.1), abs=0.08)
         (line,) = (c for text, c in claims.items() if "Halfway" in text)
-        assert line.statistic(table).mean == pytest.approx(0)
+        assert units_of(line, table).mean == pytest.approx(0)
     (positive,) = (c for c in claims.values() if c.positive)
-    found = positive.statistic(laptop.where(protocol="positive control"))
+    found = units_of(positive, laptop.where(protocol="positive control"))
     assert found.mean == pytest.approx(0.84 - 0.6, abs=1e-3)
 
 
@@ -192,7 +199,7 @@ def test_a_diverged_run_keeps_its_arm_and_counts_as_chance(laptop, data):
         row = next(r for r in rows if r["truth"] == kind and r["start.density"] in (None, 0.1) and not r["order_seed"])
         row |= {"status": "diverged", "test_accuracy": None, "nonzero_parameters": None}
     claims = [c for c in tickets.claims("laptop", data["mnist1d"]) if "beats a dense network" in c.text]
-    units = claims[0].statistic(Table.of(rows))
+    units = units_of(claims[0], Table.of(rows))
     assert units.n == 8
     assert units.diverged
     assert units.values[0] == pytest.approx(0.1 - 0.1)  # both of seed 0

@@ -1,6 +1,7 @@
 """The line between two networks, and the count of weights."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from landscope.train import evaluate
 from landscope.types import Batches, Snapshot
 
 
-def net(seed, *, batchnorm=False):
+def net(seed, *, batchnorm=False) -> Any:
     with seeded(seed):
         model = mlp((4,), 3, widths=(6,), batchnorm=batchnorm).double()
         for name, buffer in model.named_buffers():
@@ -38,7 +39,7 @@ def samples(n=23, seed=0):
         return torch.randn(n, 4, dtype=torch.float64), torch.randint(3, (n,))
 
 
-def taken(line, loss=None, data=None, **settings):
+def taken(line, loss=None, data=None, **settings) -> dict[str, Any]:
     x, y = data or samples()
     train, test = Batches(x, y, 8), Batches(x[:9], y[:9], 4)
     line.eval()
@@ -152,7 +153,7 @@ def test_networks_of_different_kinds_have_no_line():
 
 
 def test_sparsity_counts_what_is_there_and_what_came_back():
-    model = mlp((4,), 2, widths=(3,))
+    model: Any = mlp((4,), 2, widths=(3,))
     x, y = samples()
     with torch.no_grad():
         model[1].weight[0] = 0
@@ -161,7 +162,7 @@ def test_sparsity_counts_what_is_there_and_what_came_back():
         model[1].weight[0, 1] = 1.0
         model[1].bias.zero_()
     of = Snapshot(model, model.state_dict(), start, cross_entropy(), Batches(x, y), None, None, 0, 0)
-    values = weight_density(of)
+    values: dict[str, Any] = dict(weight_density(of))
     assert values["weight_density"] == (9 + 4) / 18
     assert values["layer_densities"].tolist() == [9 / 12, 4 / 6]
     assert values["nonzero_parameters"] == 9 + 4 + 2

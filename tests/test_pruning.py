@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -147,6 +148,7 @@ def test_random_masks_have_the_tickets_density_in_every_layer(state):
 def test_the_order_of_a_states_tensors_changes_nothing(state):
     """A state that comes out of a store is in no order of its own."""
     turned = dict(reversed(state.items()))
+    settings: dict[str, Any]
     for settings in ({"density": 0.3}, {"fraction": 0.4, "scope": "layer"}, {"density": 0.3, "shuffle": 0}):
         first = prune_and_rewind(source=state, scores=state, **settings)
         second = prune_and_rewind(source=turned, scores=turned, **settings)
@@ -155,7 +157,7 @@ def test_the_order_of_a_states_tensors_changes_nothing(state):
 
 def test_every_place_of_a_random_mask_is_as_likely_as_any_other():
     mask = {"weight": torch.tensor([[True, False, False, False]])}
-    counts = sum(shuffled_masks(mask, seed=s)["weight"].int() for s in range(2000))
+    counts = torch.stack([shuffled_masks(mask, seed=s)["weight"].int() for s in range(2000)]).sum(0)
     # 500 expected in each place, with a standard deviation of 19.4
     assert all(abs(int(n) - 500) < 5 * 19.4 for n in counts.reshape(-1))
 
@@ -241,9 +243,7 @@ def test_a_run_that_is_resumed_keeps_its_zeros_bit_for_bit(ticket):
     recipe = replace(DENSE, optimizer=OPTIMIZERS["momentum"], constraint=call(keep_zeros))
     data = recipe.data(1, None)
     whole = begin(recipe, data, start=ticket)
-    for step in advance(whole):
-        if step.step == 10:
-            saved = checkpoint(step)
+    (saved,) = [checkpoint(step) for step in advance(whole) if step.step == 10]
     again = begin(recipe, data, start=ticket)
     restore(again, *saved)
     for _ in advance(again):
@@ -279,6 +279,7 @@ def test_a_fraction_that_prunes_everything_is_refused(state, fraction):
 
 
 def test_one_of_density_and_fraction_is_given(state):
+    given: dict[str, Any]
     for given in ({}, {"density": 0.5, "fraction": 0.5}):
         with pytest.raises(ValueError, match="give density or fraction, one of them"):
             prune_and_rewind(source=state, scores=state, **given)
