@@ -17,7 +17,7 @@ import commands
 import pytest
 from commands import SMOKE, content, facts, good, landscope, refused, run_folders
 
-SUBCOMMANDS = ("list", "plan", "run", "status", "report", "sql", "export", "measure")
+SUBCOMMANDS = ("list", "plan", "run", "status", "report", "sql", "export", "rank", "measure")
 FIELDS = {"text", "effect", "low", "high", "p_adjusted", "verdict", "paper", "n", "control"}
 WORDS = {"supported", "contradicted", "inconclusive", "not testable", "descriptive", "exploratory"}
 HEAVY = ("torch", "scipy", "sklearn", "datasets", "matplotlib", "plotly")

@@ -94,7 +94,7 @@ _MODULES = (
         "norms",
         "optimizers",
     ),
-    *("population", "pruning", "regularizers", "report", "stats", "store", "tracking", "train"),
+    *("population", "pruning", "ranking", "regularizers", "report", "stats", "store", "tracking", "train"),
 )
 
 __all__ = [

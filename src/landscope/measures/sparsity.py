@@ -13,10 +13,10 @@ def weight_density(snapshot: Snapshot) -> dict[str, float | Tensor]:
     values.
 
     Returns:
-        ``weight_density``, the share of prunable weights that are not zero, in [0, 1]; ``layer_densities``, of each, in the
-        network's order, shape ``[tensors]``; ``nonzero_parameters``, how many parameters of any kind are not zero; and,
-        where the initial state is known, ``revived_weights``, how many prunable weights were zero there and no longer
-        are: 0 under a mask that is enforced.
+        ``weight_density``, the share of prunable weights that are not zero, in [0, 1]; ``layer_densities``, that of
+        each tensor, in the network's order, shape ``[tensors]``; ``nonzero_parameters``, how many parameters of any
+        kind are not zero; and, where the initial state is known, ``revived_weights``, how many prunable weights were
+        zero there and no longer are: 0 under a mask that is enforced.
 
     Cost: none.
     """
