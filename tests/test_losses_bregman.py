@@ -257,3 +257,62 @@ def test_what_does_not_fit_is_refused(make: Callable[[], object], message: str):
 def test_an_even_prediction_costs_the_logarithm_of_the_classes():
     loss = bregman(family="categorical")
     assert loss(torch.zeros(N, K), torch.arange(N) % K).item() == pytest.approx(math.log(K))
+
+
+OUTSIDE: dict[str, tuple[str, Tensor]] = {
+    "a class that is not there": ("squared", torch.tensor([0, 1, 7])),
+    "a negative class": ("squared", torch.tensor([0, 1, -1])),
+    "an ignored class": ("categorical", torch.tensor([0, 1, -100])),
+    "a class too many": ("categorical", torch.tensor([0, 1, K])),
+    "negative probabilities": ("categorical", torch.tensor([[0.5, 0.7, -0.2, 0.0]])),
+    "counts for probabilities": ("categorical", torch.tensor([[1.0, 2.0, 0.0, 0.0]])),
+    "signs": ("bernoulli", torch.tensor([[1, -1, 1, 1]])),
+    "counts for a chance": ("bernoulli", torch.tensor([[3.0, 0.0, 1.0, 0.0]])),
+    "negative counts": ("poisson", torch.tensor([[-2.0, 0.0, 1.0, 0.0]])),
+    "nothing": ("squared", torch.tensor([[math.nan, 0.0, 1.0, 0.0]])),
+    "outside of a potential": ("entropy", torch.tensor([[-2.0, 0.0, 1.0, 0.0]])),
+}
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_targets_outside_of_the_domain_are_refused(case: str):
+    name, y = OUTSIDE[case]
+    with pytest.raises(ValueError, match=rf"targets have to be .*; that of sample {len(y) - 1} is "):
+        LOSSES[name](outputs_of()[: len(y)], y)
+
+
+def test_squared_error_refuses_a_class_that_is_not_there():
+    with pytest.raises(ValueError, match="class indices from 0 to 3; that of sample 1 is 4"):
+        squared_error()(outputs_of()[:2], torch.tensor([0, 4]))
+
+
+def test_rounded_probabilities_are_within_the_domain():
+    y = outputs_of().float().softmax(1).half()
+    assert torch.isfinite(bregman(family="categorical")(outputs_of(), y.float()))
+
+
+@pytest.mark.parametrize("theta", [[0.0, 0.0], [0.0, 8.0], [27.0, -1.0]])
+def test_a_potential_may_have_a_singular_hessian_at_a_point(theta: list[float]):
+    loss = from_potential(lambda y: y.pow(4).sum() / 4)  # singular at 0, where the steps begin
+    outputs = torch.tensor([theta], dtype=torch.float64, requires_grad=True)
+    roots = outputs.detach().sign() * outputs.detach().abs().pow(1 / 3)
+    torch.testing.assert_close(loss.mean(outputs), roots, rtol=1e-10, atol=1e-12)
+    psi = loss.psi(outputs).sum()
+    torch.testing.assert_close(psi, roots.pow(4).sum() * 3 / 4)
+    torch.testing.assert_close(torch.autograd.grad(psi, outputs)[0], roots, rtol=1e-10, atol=1e-12)
+
+
+def test_steps_along_a_singular_direction_that_is_no_axis():
+    loss = from_potential(lambda y: (y[0] + 3 * y[1]).square() / 2 + (3 * y[0] - y[1]).pow(4) / 4)
+    theta = torch.tensor([[0.1, 0.3], [0.4, 0.2]], dtype=torch.float64, requires_grad=True)
+    mu = loss.mean(theta)
+    psi = loss.psi(theta)
+    torch.testing.assert_close(torch.autograd.grad(psi.sum(), theta)[0], mu, rtol=1e-9, atol=1e-8)  # damped
+    torch.testing.assert_close(psi + loss.phi(mu), (theta * mu).sum(1), rtol=1e-10, atol=1e-12)
+    back = torch.func.vmap(torch.func.grad(lambda y: loss.phi(y[None])[0]))(mu.detach())
+    torch.testing.assert_close(back, theta.detach(), rtol=1e-9, atol=1e-11)
+
+
+def test_an_infinite_metric_is_refused():
+    with pytest.raises(ValueError, match=r"metric is infinite at the output \[0.0, 1.0\]"):
+        from_potential(lambda y: y.pow(4).sum()).metric(torch.tensor([[0.0, 1.0]]))

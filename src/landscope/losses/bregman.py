@@ -19,12 +19,13 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from landscope.losses.plain import one_hot
+from landscope.losses.plain import check_inside, one_hot
 
 FAMILIES = ("squared", "categorical", "bernoulli", "poisson")
 
 Potential = Callable[[Tensor], Tensor]  # [n, k] -> [n]
 Map = Callable[[Tensor], Tensor]  # [n, k] -> [n, k] or [n, k, k]
+SUM = 1e-3  # by how much the sum of a target's probabilities may miss 1: they may have been rounded
 
 
 @final
@@ -43,6 +44,7 @@ class Bregman:
         metric: ∇²Ψ(θ), the Fisher information at an output, ``[n, k, k]``.
         metric_factor: S(θ) with S Sᵀ = metric, ``[n, k, k]``.
         direct: loss(θ, y) of each sample where a formula of its own is more exact, else None.
+        domain: What targets have to be, in words, and whether they are, ``[n]`` or ``[n, k]``.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Bregman:
     metric: Map
     metric_factor: Map
     direct: Callable[[Tensor, Tensor], Tensor] | None = None
+    domain: tuple[str, Map] | None = None
 
     def __call__(self, outputs: Float[Tensor, " n k"], targets: Shaped[Tensor, " n *k"]) -> Float[Tensor, ""]:
         """The mean over the samples of a batch."""
@@ -65,9 +68,12 @@ class Bregman:
         categorical and the squared loss, and as 0 and 1 by the Bernoulli loss of one output.
 
         Raises:
-            ValueError: for targets of another shape.
+            ValueError: for targets of another shape, or outside of Φ's domain (in transforms of the targets and in
+                compiled code these are not looked at).
         """
         if self.name == "categorical" and not targets.is_floating_point() and targets.dim() == 1:
+            k = outputs.shape[1]
+            check_inside(targets, f"class indices from 0 to {k - 1}", lambda y: (y >= 0) & (y < k))
             return functional.cross_entropy(outputs, targets, reduction="none")
         y = self._means(outputs, targets)
         if self.direct is not None:
@@ -91,7 +97,10 @@ class Bregman:
                 f"the {self.name} loss of outputs {list(outputs.shape)} needs targets of the same shape, "
                 f"not {list(targets.shape)}"
             )
-        return targets.reshape(outputs.shape).to(outputs)
+        targets = targets.reshape(outputs.shape)
+        if self.domain is not None:
+            check_inside(targets, *self.domain)
+        return targets.to(outputs)
 
     def __repr__(self) -> str:
         """Its name."""
@@ -140,7 +149,12 @@ _SQUARED = Bregman(
     metric=_identity,
     metric_factor=_identity,
     direct=lambda theta, y: _half_square(theta - y),
+    domain=("finite", torch.isfinite),
 )
+
+
+def _probable(y: Tensor) -> Tensor:
+    return (y >= 0).all(1) & ((y.sum(1, dtype=torch.float32) - 1).abs() <= SUM)
 
 
 def _categorical_metric(theta: Tensor) -> Tensor:
@@ -162,6 +176,7 @@ _CATEGORICAL = Bregman(
     metric=_categorical_metric,
     metric_factor=_categorical_factor,
     direct=lambda theta, y: (torch.xlogy(y, y) - y * theta.log_softmax(1)).sum(1),
+    domain=("probabilities that add up to 1, or class indices", _probable),
 )
 
 
@@ -184,6 +199,7 @@ _BERNOULLI = Bregman(
         - y * functional.logsigmoid(theta)
         - (1 - y) * functional.logsigmoid(-theta)
     ).sum(1),
+    domain=("between 0 and 1", lambda y: (y >= 0) & (y <= 1)),
 )
 
 _POISSON = Bregman(
@@ -194,4 +210,5 @@ _POISSON = Bregman(
     mean=torch.exp,
     metric=lambda theta: torch.diag_embed(theta.exp()),
     metric_factor=lambda theta: torch.diag_embed((theta / 2).exp()),
+    domain=("finite and not negative", lambda y: (y >= 0) & y.isfinite()),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad, hessian, vmap
 
@@ -27,6 +27,9 @@ def from_potential(
     it stays in the domain (where Φ is finite) and lowers the value. Two more steps are taken with a graph, so that
     first and second derivatives of Ψ are exact. The metric is [∇²Φ(μ)]⁻¹, its factor a Cholesky factor.
 
+    ∇²Φ may be singular at single points, as y⁴'s is at 0. On the way there the steps are damped; where the mean itself
+    is such a point, Ψ and its gradient are right, and the metric, which is infinite, is refused.
+
     Args:
         phi: Φ of one sample: a tensor ``[k]`` to a scalar, made of PyTorch's functions; not finite outside its domain.
         gradient: ∇Φ of one sample, ``[k]`` to ``[k]``; None takes it from autograd.
@@ -35,7 +38,8 @@ def from_potential(
         name: What it is called.
 
     Raises:
-        ValueError: (when called) where an output is no value of ∇Φ, or the steps do not suffice.
+        ValueError: (when called) where an output is no value of ∇Φ, or the steps do not suffice; for targets where Φ
+            is not finite; for the metric where ∇²Φ is singular.
 
     Cost: a Hessian ``[k, k]`` of Φ and a solve for each sample and step, about ten steps.
 
@@ -50,8 +54,7 @@ def from_potential(
         start = torch.full_like(theta, interior, requires_grad=False)
         mu = _newton(theta.detach(), start, (values, slopes, curvatures), iterations)
         for _ in range(2):
-            step = torch.linalg.solve(curvatures(mu), (theta - slopes(mu))[:, :, None])
-            mu = mu + step[:, :, 0]
+            mu = mu + torch.linalg.solve(_damped(curvatures(mu)), (theta - slopes(mu))[:, :, None])[:, :, 0]
         return mu
 
     def psi(theta: Tensor) -> Tensor:
@@ -59,12 +62,19 @@ def from_potential(
         return (theta * mu).sum(1) - values(mu)
 
     def metric(theta: Tensor) -> Tensor:
-        return torch.linalg.inv(curvatures(mean(theta)))
+        found = curvatures(mean(theta))
+        if bool((flat := _singular(found)).any()):
+            raise ValueError(
+                f"the metric is infinite at the output {theta[int(flat.int().argmax())].tolist()}: the potential's "
+                "Hessian is singular at its mean"
+            )
+        return torch.linalg.inv(found)
 
     def factor(theta: Tensor) -> Tensor:
         return torch.linalg.cholesky(metric(theta))
 
-    return Bregman(name, values, psi, slopes, mean, metric, factor)
+    domain = "where the potential is finite", lambda y: values(y if y.is_floating_point() else y.float()).isfinite()
+    return Bregman(name, values, psi, slopes, mean, metric, factor, domain=domain)
 
 
 @torch.no_grad()
@@ -91,8 +101,8 @@ def _newton(
         scale = 1 + theta.abs().amax(1)
         if bool((residual.abs().amax(1) <= eps**0.75 * scale).all()):
             return mu
-        direction = torch.linalg.solve_ex(curvatures(mu), residual[:, :, None])[0][:, :, 0]
-        direction = torch.where(direction.isfinite().all(1, keepdim=True), direction, residual)  # a singular Hessian
+        direction = torch.linalg.solve_ex(_damped(curvatures(mu)), residual[:, :, None])[0][:, :, 0]
+        direction = torch.where(direction.isfinite().all(1, keepdim=True), direction, residual)
         mu = mu + _length(value, mu, direction, residual) * direction
     if bool(((theta - slopes(mu)).abs().amax(1) <= eps**0.5 * (1 + theta.abs().amax(1))).all()):
         return mu
@@ -101,6 +111,21 @@ def _newton(
         f"no mean was found for the output {theta[worst].tolist()} in {iterations} Newton steps: it lies outside the "
         "range of the potential's gradient, or the potential is not strictly convex"
     )
+
+
+@torch.no_grad()
+def _singular(matrices: Float[Tensor, " n k k"]) -> Bool[Tensor, " n"]:
+    """Which Hessians are singular to rounding, whatever the units of the single outputs."""
+    roots = matrices.diagonal(dim1=1, dim2=2).sqrt()
+    scaled = (matrices / (roots[:, :, None] * roots[:, None, :])).nan_to_num(0.0, 0.0, 0.0)
+    return torch.linalg.eigvalsh(scaled)[:, 0] <= 8 * matrices.shape[1] * torch.finfo(matrices.dtype).eps
+
+
+def _damped(matrices: Float[Tensor, " n k k"]) -> Float[Tensor, " n k k"]:
+    """The Hessians, those that are singular with a little added to their diagonal."""
+    mean = matrices.detach().diagonal(dim1=1, dim2=2).mean(1)
+    added = _singular(matrices) * torch.finfo(matrices.dtype).eps ** 0.5 * (1 + mean)
+    return matrices + torch.diag_embed(added[:, None].expand(matrices.shape[:2]))
 
 
 def _length(

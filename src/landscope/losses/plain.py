@@ -58,8 +58,36 @@ def _squared_error(outputs: Float[Tensor, " n c"], targets: Shaped[Tensor, " n *
 
 
 def one_hot(targets: Shaped[Tensor, " n"], classes: int) -> Bool[Tensor, " n classes"]:
-    """Class indices as one-hot vectors; unlike torch's function it can be vmapped, and does not wait for the device."""
+    """Class indices as one-hot vectors; unlike torch's function it can be vmapped.
+
+    Raises:
+        ValueError: for an index that is none of the classes (outside of transforms and compiled code).
+    """
+    check_inside(targets, f"class indices from 0 to {classes - 1}", lambda y: (y >= 0) & (y < classes))
     return targets[:, None] == torch.arange(classes, device=targets.device)
+
+
+@torch.no_grad()
+def check_inside(targets: Tensor, what: str, inside: Callable[[Tensor], Tensor]) -> None:
+    """Refuse targets outside of a loss's domain, wherever they can be looked at.
+
+    They cannot inside `torch.func` transforms of them, in compiled code and on the meta device: nothing is checked
+    there.
+
+    Args:
+        targets: A batch's targets.
+        what: What they have to be.
+        inside: Whether they are: of each number, or of each sample.
+
+    Raises:
+        ValueError: for the first one that is not.
+    """
+    if torch.compiler.is_compiling() or torch.func.debug_unwrap(targets) is not targets or targets.is_meta:
+        return
+    found = inside(targets)
+    if not bool(found.all()):
+        first = tuple((~found).nonzero()[0].tolist())
+        raise ValueError(f"targets have to be {what}; that of sample {first[0]} is {targets[first].tolist()}")
 
 
 @torch.no_grad()
