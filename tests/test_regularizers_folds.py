@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from landscope.regularizers import Flatness, bilinear, chain, flatness, folds, products
 from landscope.regularizers.flatness import chosen
+from landscope.regularizers.normalising import WrittenOut
 
 At = tuple[Tensor, Tensor]
 
@@ -198,17 +199,23 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "LayerNorm": (lambda: nn.LayerNorm(4), (5, 4)),
     "InstanceNorm1d": (lambda: nn.InstanceNorm1d(2, eps=0.1, affine=True), (5, 2, 2)),
     "GroupNorm": (lambda: nn.GroupNorm(2, 4, eps=0.1), (5, 4)),
+    "RMSNorm": (lambda: nn.RMSNorm(4, eps=0.1), (5, 4)),
+    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), (5, 4)),
+    "weight_norm of a kernel": (lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 2, 1)), (5, 2, 2)),
+    "weight_norm of a whole": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4), dim=-1), (5, 4)),
+    "attention": (lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0, nn.GELU(), batch_first=True), (5, 2, 4)),
 }
 
 
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("watched", [True, False])
-def test_the_gradient_through_a_normalisation_is_that_of_finite_differences(name, watched, monkeypatch):
+def test_the_gradient_through_normalisations_and_attention_is_that_of_finite_differences(name, watched, monkeypatch):
     if not watched:
         monkeypatch.setattr(products, "watchable", lambda *_: False)
     torch.manual_seed(1)
     make, shape = NORMS[name]
-    layers = [nn.Linear(3, 4), nn.Unflatten(1, shape[1:]), make(), nn.Flatten(), nn.Tanh(), nn.Linear(4, 3)]
+    size = math.prod(shape[1:])
+    layers = [nn.Linear(3, size), nn.Unflatten(1, shape[1:]), make(), nn.Flatten(), nn.Tanh(), nn.Linear(size, 3)]
     model, at = nn.Sequential(*layers).double(), batch(5, 3)
     reg = flatness(strength=1.0, every=1)
     drawn, _ = parts(reg, model, at)
@@ -300,3 +307,43 @@ def test_a_network_compiled_in_place_has_the_same_penalty():
         torch.testing.assert_close(gradient(reg.objective(model, at, drawn=drawn), model), alone)
         assert model._compiled_call_impl is not None
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm1d", "LayerNorm"])
+def test_normalisations_written_out_are_pytorchs_in_low_precision_too(name):
+    make, shape = NORMS[name]
+    x = 3 + torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            theirs, ours = make(), make()
+            expected = theirs(x.to(dtype))
+            with WrittenOut():
+                found = ours(x.to(dtype))
+        torch.testing.assert_close(found.float(), expected.float(), rtol=1e-2, atol=1e-2)
+        for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_batchnorm_in_training_mode_works_under_autocast():
+    torch.manual_seed(1)
+    model, at = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)), batch(32, 5)
+    at = at[0].float(), at[1]
+    reg = flatness(strength=1.0, every=1)
+    drawn, _ = parts(reg, model, at)
+    expected = reg(model, at, drawn=drawn).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert reg(model, at, drawn=drawn).item() == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_targets_that_the_loss_ignores_and_that_are_no_classes_are_refused(closed, monkeypatch):
+    if not closed:
+        monkeypatch.setattr(chain, "chain_of", lambda *_, **__: None)
+    model, (x, y) = made("chain")
+    for wrong, message in ((-100, "-100, which cross_entropy ignores"), (9, "9"), (-1, "-1")):
+        with pytest.raises((ValueError, IndexError), match=message):
+            flatness(every=1)(model, (x, y.index_fill(0, torch.tensor([1]), wrong)))
+    with pytest.raises(RuntimeError, match="dtype"):  # as cross_entropy itself
+        flatness(every=1)(model, (x, y.float()))
+    with pytest.raises(ValueError, match="at least 1 sample"):
+        flatness(every=1)(model, (x[:0], y[:0]))

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -209,6 +210,38 @@ def test_compiled_networks_have_the_same_penalty(made):
         slope(F.cross_entropy(outputs, at[1]) + ours, model), slope(_loss(model, at) + theirs, model)
     )
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("where", ["whole", "in place", "a part"])
+def test_activation_noise_is_put_on_compiled_networks(where):
+    model, at = plain(), batch(5)
+    term = activation_noise(sd=1.0, seed=1)
+    expected = [copy.deepcopy(term)(model, at), copy.deepcopy(term).objective(model, at)]
+    compiled: Any = copy.deepcopy(model)
+    if where == "whole":
+        compiled = torch.compile(compiled, backend="aot_eager")
+    elif where == "in place":
+        compiled.compile(backend="aot_eager")
+    else:
+        inside: Any = torch.compile(compiled[:2], backend="aot_eager")
+        compiled = nn.Sequential(inside, *compiled[2:])
+    outputs = compiled(at[0])  # there is a graph already, which knows of no noise
+    found = [copy.deepcopy(term)(compiled, at, outputs=outputs), copy.deepcopy(term).objective(compiled, at)]
+    torch.testing.assert_close(found, expected)
+    if where == "whole":
+        assert activation_noise(sd=1.0, seed=1, layers=("1",))(compiled, at).item() == pytest.approx(expected[0].item())
+        with pytest.raises(LookupError, match="no module called '_orig_mod"):
+            activation_noise(layers=("_orig_mod.1",))(compiled, at)
+    torch._dynamo.reset()
+
+
+def test_noise_on_a_module_that_is_never_called_is_refused():
+    class Unused(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return self[0](input)
+
+    with pytest.raises(LookupError, match="does not call the module '1'"):
+        activation_noise()(Unused(nn.Linear(5, 3), nn.ReLU()).double(), batch(5))
 
 
 def _loss(model: nn.Module, at: tuple[Tensor, Tensor]) -> Tensor:

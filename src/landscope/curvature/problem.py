@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscope.curvature.batches import in_memory, logits, moved, owned, taken_apart, version_of
@@ -16,6 +15,7 @@ from landscope.curvature.restoring import is_compiled, loader_kept, random_state
 from landscope.curvature.space import Space
 from landscope.losses import check_additive, check_targets
 from landscope.models import evaluating
+from landscope.models.contexts import differentiable_attention
 
 BatchLoss = Callable[[nn.Module, Any], tuple[Tensor, Any]]
 COUNTING = 1  # the seed of the first pass: another than that of products, so that a random loss shows itself
@@ -133,7 +133,7 @@ class Problem:
             stack.enter_context(evaluating(model))
             stack.enter_context(random_state_kept())
             stack.enter_context(loader_kept(self.data, self.found))
-            stack.enter_context(_twice_differentiable_attention())
+            stack.enter_context(differentiable_attention())
             stack.enter_context(torch.autocast(self.space.device.type, enabled=False))
             if is_compiled(model):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -263,15 +263,3 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
             for buffer, version, copy in kept:
                 if version_of(buffer) != version:
                     buffer.copy_(copy)
-
-
-@contextmanager
-def _twice_differentiable_attention() -> Iterator[None]:
-    """Attention by plain matrix products: the fused kernels have no second derivative."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,10 +1,11 @@
-"""What is done to a network for a while: eval mode, seeded generators; and where it is."""
+"""What is done to a network for a while: eval mode, seeded generators, plain attention; and where it is."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
@@ -32,6 +33,18 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Attention by plain matrix products: the fused kernels have no second derivative."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def device_of(model: nn.Module) -> torch.device:

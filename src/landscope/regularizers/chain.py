@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from landscope.losses.plain import one_hot
 from landscope.regularizers.folds import Part
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -167,10 +168,10 @@ def _input_of(node: Any, linear: nn.Linear) -> Tensor | None:
 
 def derivatives(loss: Loss, outputs: Tensor, targets: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
     """The loss's gradient with respect to the outputs, and the gradient's derivative along a tangent of the outputs."""
-    if loss is functional.cross_entropy and outputs.dim() == 2 and targets.dim() == 1:
+    classes = targets.dim() == 1 and not targets.is_floating_point()
+    if loss is functional.cross_entropy and outputs.dim() == 2 and classes:
         p, n = functional.softmax(outputs, 1), len(outputs)
-        own = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]  # one_hot fails under vmap
-        delta = (p - own.to(p.dtype)) / n
+        delta = (p - one_hot(targets, outputs.shape[1]).to(p.dtype)) / n
         moved = p * tangent
         return delta, (moved - p * moved.sum(1, keepdim=True)) / n
     found = torch.func.jvp(torch.func.grad(lambda o: loss(o, targets)), (outputs,), (tangent,))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from landscope.losses import check_targets
 from landscope.regularizers import chain, folds, products
 from landscope.regularizers.bilinear import Watch
 from landscope.regularizers.draws import Batch, Draws, check_counts, check_layers, criterion
@@ -176,7 +177,8 @@ class Flatness(nn.Module):
 
         Raises:
             LookupError: for ``layers`` that the model does not have.
-            ValueError: for a batch of fewer than 2 samples where ``unbiased``.
+            ValueError: for a batch without samples, of fewer than 2 where ``unbiased``, or with targets that the loss
+                leaves out of its mean.
             RuntimeError: with ``spread`` inside a `torch.func` transform.
         """
         if not torch.is_grad_enabled():
@@ -219,6 +221,8 @@ class Flatness(nn.Module):
         made: tuple[Watch, Tensor] | None = None,
     ) -> Float[Tensor, ""]:
         """The estimate of Tr(H²)/B."""
+        if not len(batch[0]):
+            raise ValueError("flatness needs a batch of at least 1 sample, not an empty one: leave it out")
         if self.halves and len(batch[0]) < 2:
             raise ValueError("flatness(unbiased=True) cuts a batch into two halves: it needs at least 2 samples, not 1")
         return self.trace(model, batch, outputs=outputs, drawn=drawn, made=made) / len(batch[0])
@@ -289,6 +293,8 @@ class Flatness(nn.Module):
         made: tuple[Watch, Tensor] | None = None,
     ) -> Float[Tensor, ""]:
         """The estimate of Tr(H²) of a batch itself, from given directions, with its graph."""
+        if not products.transformed(batch[1]):
+            check_targets(self.loss, batch[1])
         inner = products.unwrapped(model)
         if products.compiled(model):  # a compiled forward pass has a graph that cannot be differentiated twice
             model, outputs = inner, None
@@ -378,7 +384,7 @@ def chosen(model: nn.Module, layers: tuple[str, ...] | None) -> Mapping[str, Ten
     """
     trained = {name: w for name, w in model.named_parameters() if w.requires_grad}
     if not trained:
-        raise ValueError("the model has no parameters that are trained, so there is no Hessian to take")
+        raise ValueError("the model has no parameters that are trained: give one with some of requires_grad=True")
     if layers is None:
         return trained
     found: set[str] = set()

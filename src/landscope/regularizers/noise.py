@@ -16,6 +16,7 @@ from torch.func import functional_call
 from landscope.models import evaluating
 from landscope.regularizers.draws import Batch, Draws, Loss, check_layers, criterion, passed
 from landscope.regularizers.flatness import chosen
+from landscope.regularizers.products import uncompiled, unwrapped
 from landscope.regularizers.replacing import Replacing
 from landscope.spec import Call
 
@@ -55,7 +56,7 @@ def activation_noise(
 
     Args:
         sd: Standard deviation, in the units of the activations.
-        layers: Names of modules; every activation module (ReLU and its like) if None.
+        layers: Names of modules (of those inside `torch.compile`); every activation module (ReLU and its like) if None.
         strength: As in `input_noise`.
         loss: As in `input_noise`.
         seed: As in `input_noise`.
@@ -150,12 +151,13 @@ class Noise(Replacing):
         """The shapes of what the chosen modules put out, without the batch dimension, in the order of the names."""
         key = tuple(inputs.shape[1:])
         if key not in self.sizes:
-            self.sizes[key] = _output_shapes(model, _modules(model, self.layers), inputs)
+            names = _modules(model, self.layers)
+            self.sizes[key] = _output_shapes(model, names, inputs, named=self.layers is not None)
         return self.sizes[key]
 
 
 def _modules(model: nn.Module, layers: tuple[str, ...] | None) -> list[str]:
-    names = dict(model.named_modules())
+    names = dict(unwrapped(model).named_modules())
     if layers is None:
         found = [name for name, module in names.items() if isinstance(module, ACTIVATIONS)]
         if not found:
@@ -170,34 +172,41 @@ def _modules(model: nn.Module, layers: tuple[str, ...] | None) -> list[str]:
 
 
 @torch.no_grad()
-def _output_shapes(model: nn.Module, names: list[str], inputs: Tensor) -> dict[str, tuple[int, ...]]:
+def _output_shapes(model: nn.Module, names: list[str], inputs: Tensor, *, named: bool) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
-    modules = dict(model.named_modules())
+    modules = dict(unwrapped(model).named_modules())
 
     def note(name: str) -> Any:
         return lambda module, given, output: found.__setitem__(name, tuple(output.shape[1:]))
 
     handles = [modules[name].register_forward_hook(note(name)) for name in names]
     try:
-        with evaluating(model):
+        with evaluating(model), uncompiled(model):
             model(inputs[:1])
     finally:
         for handle in handles:
             handle.remove()
+    missed = [name for name in names if name not in found]
+    if missed and (named or not found):
+        raise LookupError(
+            f"a forward pass does not call the module {missed[0]!r}, so there is no output to put noise on: "
+            "name other layers"
+        )
     return {name: found[name] for name in names if name in found}
 
 
 @contextmanager
 def _added(model: nn.Module, noise: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, the named modules' outputs have noise added."""
-    modules = dict(model.named_modules())
+    """Inside, the named modules' outputs have noise added; compiled ones run as written, whose graphs see no hooks."""
+    modules = dict(unwrapped(model).named_modules())
 
     def adding(extra: Tensor) -> Any:
         return lambda module, given, output: output + extra
 
     handles = [modules[name].register_forward_hook(adding(extra)) for name, extra in noise.items()]
     try:
-        yield
+        with uncompiled(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -1,8 +1,9 @@
-"""Normalisations written out, because PyTorch's own third derivatives of them are wrong.
+"""Normalisations of activations and weights written out, because PyTorch's own third derivatives of them are wrong.
 
 PyTorch's second derivatives of `batch_norm` on the batch's statistics, `layer_norm` and `instance_norm` take the mean
 and standard deviation that they keep as constants, so that whatever is derived from them once more is wrong, without a
-warning (torch 2.13; finite differences tell). Those of `group_norm` and of evaluation mode are right.
+warning (torch 2.13; finite differences tell). So does that of weight normalisation with the norm. Those of `group_norm`
+and of evaluation mode are right.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ def _batch_norm(
     if not training:
         return functional.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     _follow(input, running_mean, running_var, momentum)
-    return _scaled(_normalised(input, [0, *range(2, input.dim())], eps), weight, bias)
+    return _scaled(_normalised(input, [0, *range(2, input.dim())], eps), weight, bias).to(input.dtype)
 
 
 def _instance_norm(
@@ -44,7 +45,7 @@ def _instance_norm(
         return functional.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None:  # for the statistics that it keeps
         functional.instance_norm(input.detach(), running_mean, running_var, None, None, True, momentum, eps)
-    return _scaled(_normalised(input, list(range(2, input.dim())), eps), weight, bias)
+    return _scaled(_normalised(input, list(range(2, input.dim())), eps), weight, bias).to(input.dtype)
 
 
 def _layer_norm(
@@ -56,13 +57,19 @@ def _layer_norm(
 ) -> Tensor:
     z = _normalised(input, list(range(-len(normalized_shape), 0)), eps)
     z = z if weight is None else z * weight
-    return z if bias is None else z + bias
+    return (z if bias is None else z + bias).to(input.dtype)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    dims = list(range(v.dim())) if dim == -1 else [d for d in range(v.dim()) if d != dim]
+    return g * v * torch.rsqrt(v.square().sum(dims, keepdim=dim != -1))
 
 
 _WRITTEN: dict[Any, Callable[..., Tensor]] = {
     functional.batch_norm: _batch_norm,
     functional.instance_norm: _instance_norm,
     functional.layer_norm: _layer_norm,
+    torch._weight_norm: _weight_norm,  # type: ignore[attr-defined]
 }
 
 
@@ -72,6 +79,7 @@ def written_out(func: Any) -> Any:
 
 
 def _normalised(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # as PyTorch's own
     centred = x - x.mean(dims, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
 
@@ -86,7 +94,7 @@ def _scaled(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def _follow(x: Tensor, mean: Tensor | None, variance: Tensor | None, momentum: float) -> None:
     """The running statistics, in place."""
     if mean is not None and variance is not None:
-        dims = [0, *range(2, x.dim())]
+        x, dims = x.to(mean.dtype), [0, *range(2, x.dim())]
         mean.lerp_(x.mean(dims), momentum)
         variance.lerp_(x.var(dims), momentum)
 

@@ -1,13 +1,15 @@
 """S·Hv of any network with its graph, so that it can be differentiated once more: by autograd, or in `torch.func`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from landscope.curvature.restoring import is_compiled
+from landscope.models.contexts import differentiable_attention
 from landscope.regularizers.bilinear import Watch
 from landscope.regularizers.chain import Loss, derivatives
 from landscope.regularizers.folds import Part
@@ -35,7 +37,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def compiled(model: nn.Module) -> bool:
     """Whether a forward pass of the model, or of a module in it, is a compiled or a distributed one."""
-    return unwrapped(model) is not model or any(m._compiled_call_impl is not None for m in model.modules())
+    return unwrapped(model) is not model or is_compiled(model)
 
 
 def watchable(weights: Weights, inputs: Tensor) -> bool:
@@ -63,21 +65,17 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Modules that were compiled in place (`nn.Module.compile`) run as they are written inside."""
-    made = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
-    try:
-        for module, _ in made:
-            module._compiled_call_impl = None
+    """Modules that were compiled run as they are written inside, with hooks and derivatives of any order."""
+    with ExitStack() as stack:
+        if is_compiled(model):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
-    finally:
-        for module, call in made:
-            module._compiled_call_impl = call
 
 
 def outputs_of(model: nn.Module, weights: Weights, inputs: Tensor) -> Tensor:
     """The network's outputs without dropout, buffers left as they are."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # BatchNorm writes on these instead
-    with without_dropout(model), uncompiled(model), WrittenOut():
+    with without_dropout(model), uncompiled(model), differentiable_attention(), WrittenOut():
         return functional_call(model, {**buffers, **weights}, (inputs,))
 
 
@@ -87,7 +85,7 @@ Parts = Sequence[Mapping[str, Part]]
 def watched(model: nn.Module, weights: Weights, parts: Parts, run: Callable[[], Tensor]) -> tuple[Watch, Tensor]:
     """The outputs of a forward pass whose layers have cheap derivatives of any order, and what watches these."""
     watch = Watch(weights, parts[0])
-    with uncompiled(model), watch:
+    with uncompiled(model), differentiable_attention(), watch:
         return watch, run()
 
 
