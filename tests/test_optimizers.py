@@ -1,6 +1,7 @@
 """What all optimizers promise: exact resumption, lr = 0, counted gradients, groups, schedulers, and clear refusals."""
 
 import copy
+import inspect
 import io
 import pickle
 from collections.abc import Callable
@@ -234,6 +235,11 @@ def test_no_parameters_are_refused(make):
     [
         (lambda w: SAM(w, rho=-0.1), "SAM needs rho >= 0, not -0.1"),
         (lambda w: SAM(w, clip=-1.0), "SAM needs clip >= 0"),
+        (lambda w: SAM(w, clip=0.0), "SAM clips gradients to a length above 0"),
+        (lambda w: PathSGD(network(), lr=1.0, clip=0.0), "PathSGD clips gradients to a length above 0"),
+        (lambda w: SAM(w, base=SAM), "SAM computes gradients of its own and cannot be the base of SAM"),
+        (lambda w: GSAM(w, base=EntropySGD), "EntropySGD computes gradients of its own"),
+        (lambda w: ProxProp(network(), params=w), "do not belong to the model"),
         (lambda w: SAM(w, base="lbfgs"), "L-BFGS calls its closure itself"),
         (lambda w: SAM(w).step(), "needs two gradients a step"),
         (lambda w: GSAM(w, alpha=-3.0), "GSAM needs alpha >= 0"),
@@ -259,6 +265,90 @@ def test_no_parameters_are_refused(make):
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make([torch.zeros(2, requires_grad=True)])
+
+
+RATE: dict[str, Any] = {"lr": 0.1}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda **settings: SAM([numbers()], **settings), ("rho", "clip", "lr")),
+        (lambda **settings: ASAM([numbers()], **settings), ("rho", "eta", "lr")),
+        (lambda **settings: GSAM([numbers()], **settings), ("rho", "rho_min", "alpha", "lr_max", "lr_min", "eta")),
+        (
+            lambda **settings: EntropySGD([numbers()], **RATE | settings),
+            ("lr", "gamma", "scoping", "noise", "inner_lr", "momentum", "weight_decay"),
+        ),
+        (
+            lambda **settings: PathSGD(network(), **RATE | settings),
+            ("lr", "momentum", "weight_decay", "clip"),
+        ),
+        (lambda **settings: ProxProp(network(), **settings), ("lr", "tau")),
+    ],
+)
+def test_settings_are_finite_numbers(make, names, value):
+    for name in names:
+        with pytest.raises(ValueError, match=f"(needs {name} >= 0, not|Invalid learning rate:) {value}"):
+            make(**{name: value})
+
+
+def test_a_setting_of_a_group_that_is_no_number_is_refused():
+    opt = SAM([numbers()])
+    with pytest.raises(TypeError, match=r"SAM needs a number for rho, not '0\.1'"):
+        opt.add_param_group({"params": [numbers()], "rho": "0.1"})
+    assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize("make", [lambda net: PathSGD(net, lr=0.1), lambda net: ProxProp(net)])
+def test_a_group_of_parameters_from_elsewhere_is_refused(make):
+    net = network()
+    opt = make(net)
+    with pytest.raises(ValueError, match=r"do not belong to the model \(\[2\] for one\)"):
+        opt.add_param_group({"params": [numbers()]})
+    assert len(opt.param_groups) == 1
+
+
+def test_a_network_that_has_grown_may_add_its_layers():
+    net, added = network(), nn.Linear(2, 2).double()
+    opt = PathSGD(net, lr=0.01)
+    net.append(added)
+    opt.add_param_group({"params": added.parameters()})
+    before = added.weight.detach().clone()
+    opt.step(closure_of(net, opt, 0))
+    assert not torch.equal(added.weight, before)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_another_optimizers_state_is_refused(name):
+    other: torch.optim.Optimizer = torch.optim.Adagrad(network().parameters())
+    opt = MADE[name](network(), 0.1)
+    with pytest.raises(ValueError, match=f"this is no state of {type(opt).__name__}.*groups lack .* and have .*eps"):
+        opt.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="no state of SAM on SGD: its groups lack dampening, momentum"):
+        SAM(network().parameters()).load_state_dict(SAM(network().parameters(), base="adam").state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (None, TypeError, "needs one of the names sgd, .* not None"),
+        (3, TypeError, "not 3"),
+        ("sam", LookupError, r"'sam' is a class of its own .* landscope\.optimizers\.SAM\(params, …\)"),
+        ("Path-SGD", LookupError, r"landscope\.optimizers\.PathSGD\(model, …\)"),
+        ("prox_prop", LookupError, r"landscope\.optimizers\.ProxProp\(model, …\)"),
+    ],
+)
+def test_what_is_no_name_is_refused(name, error, message):
+    with pytest.raises(error, match=message):
+        inspect.unwrap(optimizer)(name, [numbers()])  # without the check of types that tests add
+
+
+def test_a_base_is_a_name_or_a_class():
+    for base in (torch.optim.SGD([numbers()], lr=0.1), None, nn.Linear):
+        with pytest.raises(TypeError, match=r"SAM makes its base itself: give a name .* or a class of PyTorch's"):
+            object.__new__(SAM)._check_base(base)  # without the check of types that tests add
 
 
 def numbers() -> Tensor:

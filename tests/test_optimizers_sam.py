@@ -290,6 +290,10 @@ def test_a_step_that_a_scaler_skips_leaves_the_weights():
     scaler.step(opt)
     assert all(torch.equal(w, old) for w, old in zip(net.parameters(), before, strict=True))
     assert opt.gradients == 0
+    opt.zero_grad()
+    net(batch()[0].float()).sum().backward()
+    with pytest.raises(ValueError, match="needs two gradients a step"):  # the skipped step's first is gone
+        opt.step()
 
 
 def test_groups_have_radii_of_their_own():

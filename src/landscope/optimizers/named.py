@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +24,12 @@ _OWN: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "lbfgs": torch.optim.LBFGS,
 }
 NAMES = tuple(_OWN)
+_CLASSES = {name: f"{kind}(params, …)" for name, kind in (("sam", "SAM"), ("asam", "ASAM"), ("gsam", "GSAM"))} | {
+    "entropysgd": "EntropySGD(params, …)",
+    "pathsgd": "PathSGD(model, …)",
+    "proxprop": "ProxProp(model, …)",
+    "leastsquares": "LeastSquares(model, …)",
+}
 
 
 def optimizer(name: str, params: Any, /, **settings: Any) -> torch.optim.Optimizer:
@@ -38,13 +45,18 @@ def optimizer(name: str, params: Any, /, **settings: Any) -> torch.optim.Optimiz
         settings: The optimizer's own.
 
     Raises:
-        LookupError: for another name (the nearest one is suggested).
+        TypeError: for something that is no name.
+        LookupError: for another name (the nearest one is suggested, or the class of this name).
         ValueError: without parameters, or for a generator that was walked before.
 
     >>> opt = optimizer("nesterov", [torch.zeros(2, requires_grad=True)], lr=0.1)
     >>> type(opt).__name__, opt.defaults["momentum"], opt.defaults["nesterov"]
     ('SGD', 0.9, True)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"optimizer(name, params) needs one of the names {', '.join(NAMES)}, not {name!r}")
+    if (own := _CLASSES.get(re.sub("[^a-z]", "", name.lower()))) is not None:
+        raise LookupError(f"{name!r} is a class of its own and has no name here: make landscope.optimizers.{own}")
     if name.lower() not in _OWN:
         near = difflib.get_close_matches(name.lower(), NAMES, n=1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from landscope.norms import kappa
-from landscope.optimizers.checking import Checking, check_not_negative, is_count, the_same
+from landscope.optimizers.checking import Checking, check_clip, check_members, check_not_negative, is_count, the_same
 from landscope.optimizers.named import parameters_given
 from landscope.optimizers.vectors import check_dense, flat, flat_gradients, parameters_of
 from landscope.optimizers.watching import Watch
@@ -132,10 +132,9 @@ class PathSGD(Checking):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "clip": clip, "calibrate": calibrate}
         defaults |= {"every": every, "pool": pool, "shape": shape, "scale": None, "gradients": 0}
         given = [w for w in model.parameters() if w.requires_grad] if params is None else params
+        self._model = model
         super().__init__(parameters_given(given), defaults)
         self._follow(model)
-        if any(id(w) not in self._names for w in parameters_of(self.param_groups)):
-            raise ValueError("PathSGD was given parameters that do not belong to the model, so they have no κ")
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_model": self._model}
@@ -247,7 +246,10 @@ class PathSGD(Checking):
             self._handle = None
 
     def _check_groups(self) -> None:
+        check_members("PathSGD", self.param_groups, self._model, "so they have no κ")
+        self._names = {id(w): name for name, w in self._model.named_parameters()}  # it may have grown
         check_not_negative("PathSGD", self.param_groups, ("lr", "momentum", "weight_decay", "clip"))
-        every, *_ = [the_same("PathSGD", self.param_groups, name) for name in ("every", "clip", "calibrate", "pool")]
+        check_clip("PathSGD", self.param_groups)
+        every, *_ = [the_same("PathSGD", self.param_groups, name) for name in ("every", "calibrate", "pool")]
         if not is_count(every, 1):
             raise ValueError(f"κ is computed every so many steps, a whole number of at least 1, not {every}")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landscope.optimizers.checking import is_count
+from landscope.optimizers.checking import check_members, check_not_negative, is_count
 from landscope.optimizers.named import parameters_given
 from landscope.optimizers.watching import Watch
 from landscope.optimizers.wrapping import Wrapping
@@ -92,10 +92,12 @@ class ProxProp(Wrapping):
 
     Raises:
         TypeError: for something that is no module.
-        ValueError: for tau <= 0, iterations < 1, no layer to step on or one that cannot be (naming it), no parameters.
-            At a step: where a layer has a gradient that no backward pass brought.
+        ValueError: for tau <= 0, iterations < 1, no layer to step on or one that cannot be (naming it), no
+            parameters or others than the model's. At a step: where a layer has a gradient that no backward
+            pass brought.
     """
 
+    _model: nn.Module
     _inputs: dict[nn.Module, list[Tensor]]
 
     def __init__(
@@ -112,13 +114,14 @@ class ProxProp(Wrapping):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"ProxProp needs the model itself, to see its layers' inputs, not {type(model).__name__}")
+        self._model = model
         given = [w for w in model.parameters() if w.requires_grad] if params is None else params
         super().__init__(parameters_given(given), base, {"tau": tau, "iterations": iterations}, settings)
         self._inputs = {layer: [] for layer in _layers(model, layers)}
         self._watch()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_inputs": self._inputs}
+        return super().__getstate__() | {"_model": self._model, "_inputs": self._inputs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -161,6 +164,8 @@ class ProxProp(Wrapping):
             inputs.clear()
 
     def _check_groups(self) -> None:
+        check_members("ProxProp", self.param_groups, self._model, "so it sees no layer that they are in")
+        check_not_negative("ProxProp", self.param_groups, ("lr", "tau"))
         for group in self.param_groups:
             tau, iterations = group["tau"], group["iterations"]
             if not tau > 0:
@@ -180,7 +185,9 @@ class ProxProp(Wrapping):
         if not inputs:
             raise ValueError(
                 f"ProxProp has a gradient but no input of a {type(layer).__name__} with weights {tuple(weight.shape)}: "
-                "the gradient has to come from loss.backward() after the optimizer was made"
+                "the gradient has to come from a forward and backward pass after the optimizer was made; a compiled "
+                "network keeps what it compiled, so make the optimizer before its first call, or train the network "
+                "that is not compiled"
             )
         groups = getattr(layer, "groups", 1)
         rows = torch.cat([_rows(layer, x.to(weight.dtype)) for x in inputs], -2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from landscope.optimizers.ascents import asam_perturbation, gsam_direction, sam_perturbation
-from landscope.optimizers.checking import check_not_negative, the_same
+from landscope.optimizers.checking import check_clip, check_not_negative, the_same
 from landscope.optimizers.vectors import check_dense, flat, flat_gradients, parameters_of, parts, spread
 from landscope.optimizers.wrapping import Wrapping
 
@@ -21,6 +21,7 @@ class TwoGradients(Wrapping, abc.ABC):
     """What SAM, ASAM and GSAM share: a gradient at w, a second one at w + ε, and a base step with what both give."""
 
     _first: Tensor | None
+    _away: bool = False  # whether the weights are at w + ε
 
     def __init__(
         self, params: Any, base: str | type[torch.optim.Optimizer], defaults: dict[str, Any], settings: dict[str, Any]
@@ -83,6 +84,7 @@ class TwoGradients(Wrapping, abc.ABC):
                 self._first /= scale
             for w, step in parts(self._perturbation(self._first, weights), weights):
                 w.add_(step)
+        self._away = True
         try:
             with _buffers_kept():
                 yield
@@ -90,14 +92,21 @@ class TwoGradients(Wrapping, abc.ABC):
             self._first = None
             raise
         finally:
+            self._away = False
             with torch.no_grad():
                 for w, old in zip(weights, kept, strict=True):
                     w.copy_(old)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients; at w also the first one of a step that was not made (a gradient scaler skips some)."""
+        if not self._away:
+            self._first = None
+        super().zero_grad(set_to_none)
+
     def _check_groups(self) -> None:
-        owner, names = type(self).__name__, ("rho", "eta", "clip", "rho_min", "alpha", "lr_max", "lr_min")
+        owner, names = type(self).__name__, ("lr", "rho", "eta", "clip", "rho_min", "alpha", "lr_max", "lr_min")
         check_not_negative(owner, self.param_groups, names)
-        the_same(owner, self.param_groups, "clip")
+        check_clip(owner, self.param_groups)
         _check_scope(self.param_groups)
 
     def _radii(self) -> list[float]:

@@ -33,10 +33,7 @@ class Wrapping(Checking, abc.ABC):
         defaults: dict[str, Any],
         settings: Mapping[str, Any],
     ) -> None:
-        if base == "lbfgs" or base is torch.optim.LBFGS:
-            raise ValueError(
-                f"L-BFGS calls its closure itself and cannot be a base; take one of {', '.join(NAMES[:-1])}"
-            )
+        self._check_base(base)
         super().__init__(parameters_given(params), defaults | {"gradients": 0})
         make = base if isinstance(base, type) else lambda groups, **kwargs: optimizer(base, groups, **kwargs)
         first = [dict(group) for group in self.param_groups]
@@ -59,14 +56,39 @@ class Wrapping(Checking, abc.ABC):
             torch.optim.Optimizer.add_param_group(self, param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, bit for bit."""
+        """Go on from what `state_dict` gave, bit for bit.
+
+        Raises:
+            ValueError: for another optimizer's state, or one of another base.
+        """
         super().load_state_dict(state_dict)
         self._share()
-        self._check_groups()
 
     @abc.abstractmethod
     def step(self, closure: Any = None) -> Any:
         """One step."""
+
+    def _called(self) -> str:
+        return f"{type(self).__name__} on {type(self.base).__name__}"
+
+    def _check_base(self, base: Any) -> None:
+        owner = type(self).__name__
+        if not isinstance(base, (str, type)) or (
+            isinstance(base, type) and not issubclass(base, torch.optim.Optimizer)
+        ):
+            raise TypeError(
+                f"{owner} makes its base itself: give a name ({', '.join(NAMES[:-1])}) or a class of PyTorch's, and "
+                f"its settings to {owner}, not {base if isinstance(base, type) else type(base).__name__}"
+            )
+        if base is torch.optim.LBFGS or (isinstance(base, str) and base.lower() == "lbfgs"):
+            raise ValueError(
+                f"L-BFGS calls its closure itself and cannot be a base; take one of {', '.join(NAMES[:-1])}"
+            )
+        if isinstance(base, type) and issubclass(base, Checking):
+            raise ValueError(
+                f"{base.__name__} computes gradients of its own and cannot be the base of {owner}; take one of "
+                f"{', '.join(NAMES[:-1])}"
+            )
 
     def _share(self) -> None:
         self.base.param_groups = self.param_groups
