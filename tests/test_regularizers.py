@@ -291,8 +291,13 @@ def test_a_run_continued_from_its_state_goes_on_bit_for_bit(spread):
 
 def test_it_works_inside_vmap_of_grad():
     """As in a population: per-member gradients equal those taken one by one, in closed form and for any network."""
-    for make, at in ((lambda: network(), batch(6, 3)), (convolutional, batch(4, 1, 3, 3))):
-        reg = flatness(strength=0.3, every=1)
+    cases = (
+        (lambda: network(), batch(6, 3), 1.0),
+        (convolutional, batch(4, 1, 3, 3), 1.0),
+        (network, batch(6, 3), 0.7),
+    )
+    for make, at, share in cases:
+        reg = flatness(strength=0.3, every=1, share=share)
         models = [make() for _ in range(3)]
         for i, model in enumerate(models):
             with torch.no_grad():
@@ -426,6 +431,7 @@ def test_training_with_it_flattens():
         ({"share": 1.5}, "share"),
         ({"strength": -1.0}, "strength of at least 0, not -1"),
         ({"strength": float("nan")}, "strength"),
+        ({"strength": float("inf")}, "strength of at least 0 and finite, not inf"),
         ({"matrix": "fisher"}, "'hessian' and 'ggn', not 'fisher'"),
         ({"layers": ()}, "chooses nothing"),
         ({"seed": -1}, "seed"),

@@ -266,7 +266,7 @@ def test_folded_draws_have_covariance_one():
 
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_share_is_unbiased_for_the_whole_batch(closed, monkeypatch):
-    """Over all orders of a batch of 5 the mean of what 4 samples give is the whole batch's own ‖S H v‖²."""
+    """Over all choices of 4 samples of 5 the mean of what they give is the whole batch's own ‖S H v‖²."""
     if not closed:
         monkeypatch.setattr(chain, "chain_of", lambda *_, **__: None)
     model, (x, y) = made("chain")[0], batch(5, 5)
@@ -274,25 +274,34 @@ def test_a_share_is_unbiased_for_the_whole_batch(closed, monkeypatch):
     drawn = copy.deepcopy(whole).draw(model, (x, y), torch.Generator().manual_seed(0))
     pairs = itertools.combinations(range(5), 2)
     split = [[*a, *b] for a in pairs for b in itertools.combinations(sorted(set(range(5)) - set(a)), 2) if a < b]
-    orders = [[*one, *sorted(set(range(5)) - set(one))] for one in split]
-    found = torch.stack([part(model, (x[o], y[o]), drawn=drawn) for o in orders]).mean()
+    found = torch.stack([part(model, (x, y), drawn=(*drawn, torch.tensor(some))) for some in split]).mean()
     target = whole(model, (x, y), drawn=drawn)
     torch.testing.assert_close(found, target, rtol=1e-9, atol=0)
     torch.testing.assert_close(gradient(found, model), gradient(target, model), rtol=1e-8, atol=1e-11)
-    plain = torch.stack([whole(model, (x[o[:4]], y[o[:4]]), drawn=drawn) * 4 / 5 for o in orders]).mean()
+    plain = torch.stack([whole(model, (x[some], y[some]), drawn=drawn) * 4 / 5 for some in split]).mean()
     assert plain > 1.01 * target, "H of a part alone has a larger trace"
 
 
-def test_a_share_reads_the_first_samples_of_outputs_already_there():
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_share_is_of_the_samples_that_were_drawn(closed, monkeypatch):
+    if not closed:
+        monkeypatch.setattr(chain, "chain_of", lambda *_, **__: None)
     model, at = made("chain")[0], batch(12, 5)
     reg = flatness(every=1, share=0.5)
-    drawn = copy.deepcopy(reg).draw(model, at, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    *directions, some = reg.draw(model, at, generator)
+    *_, others = reg.draw(model, at, generator)
+    assert len(some.unique()) == 6
+    assert set(some.tolist()) != set(others.tolist())
+    drawn = *directions, some
     own = reg(model, at, drawn=drawn)
     given = reg(model, at, drawn=drawn, outputs=model(at[0]))
-    moved = reg(model, (torch.cat([at[0][:6], 7 * at[0][6:]]), at[1]), drawn=drawn)
     torch.testing.assert_close(given, own)
     torch.testing.assert_close(gradient(given, model), gradient(own, model))
-    torch.testing.assert_close(moved, own)
+    rest = torch.ones(12, 1, dtype=torch.float64).index_fill(0, some, 0)
+    torch.testing.assert_close(reg(model, (at[0] + rest, at[1]), drawn=drawn), own)
+    other = reg(model, at, drawn=(*directions, others))
+    assert not torch.isclose(other, own)
 
 
 def test_a_network_compiled_in_place_has_the_same_penalty():

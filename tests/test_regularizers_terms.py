@@ -1,6 +1,7 @@
 """The other regularizers: closed forms, singular values by SVD, means over the noise, and what each leaves alone."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from landscope.norms import spectral
 from landscope.regularizers import (
     activation_noise,
     decoupled_weight_decay,
+    flatness,
     gradient_noise,
     input_noise,
     insert_dropout,
@@ -455,6 +457,13 @@ def test_noise_passes_leave_buffers_and_modes_alone():
         (lambda: input_noise(sd=-1.0), "sd of at least 0"),
         (lambda: weight_noise(strength=-1.0), "strength of at least 0"),
         (lambda: gradient_noise(decay=-1.0), "decay of at least 0"),
+        (lambda: input_noise(sd=math.inf), "sd of at least 0 and finite, not inf"),
+        (lambda: label_noise(strength=math.inf), "strength of at least 0 and finite"),
+        (lambda: local_entropy(lr=math.inf), "lr above 0 and finite, not inf"),
+        (lambda: local_entropy(noise=math.inf), "noise of at least 0 and finite"),
+        (lambda: path_norm(p=math.inf), "p above 0 and finite"),
+        (lambda: weight_decay(strength=math.inf), "strength of at least 0 and finite"),
+        (lambda: spectral_product(strength=math.nan), "strength of at least 0, not nan"),
         (lambda: local_entropy(gamma=0.0), "gamma above 0"),
         (lambda: local_entropy(steps=0), "steps of at least 1"),
         (lambda: local_entropy(lr=0.0), "lr above 0"),
@@ -475,6 +484,27 @@ def test_noise_passes_leave_buffers_and_modes_alone():
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (flatness, "strength"),
+        (flatness, "share"),
+        (path_norm, "p"),
+        (weight_decay, "strength"),
+        (label_noise, "p"),
+        (label_noise, "strength"),
+        (gradient_noise, "sd"),
+        (local_entropy, "lr"),
+        (local_entropy, "averaging"),
+        (poisoned_cross_entropy, "share"),
+    ],
+)
+def test_what_is_no_number_is_refused(make, name):
+    for given in ("0.1", True, None if name != "share" else "1"):
+        with pytest.raises(TypeError, match=f"{make.__name__} needs a number for {name}, not {given!r}"):
+            inspect.unwrap(make)(**{name: given})  # the tests' own check of types would speak first
 
 
 @pytest.mark.parametrize(

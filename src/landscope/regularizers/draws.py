@@ -1,7 +1,9 @@
 """What regularizers share: the source of random numbers, the loss, checks of settings, a pass beside the loss's own."""
 
 import functools
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -74,6 +76,31 @@ def check_counts(owner: str, **counts: Any) -> None:
             raise TypeError(f"{owner} needs {name} to be a whole number of at least 1, not {value!r}")
         if value is not None and value < 1:
             raise ValueError(f"{owner} needs {name} of at least 1, not {value}")
+
+
+def check_real(owner: str, **settings: Any) -> None:
+    """Refuse settings that are no numbers.
+
+    Raises:
+        TypeError: for the first one.
+    """
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
+            raise TypeError(f"{owner} needs a number for {name}, not {value!r}")
+
+
+def check_sizes(owner: str, *, positive: bool = False, **settings: Any) -> None:
+    """Refuse settings that are no finite numbers of at least 0 (above 0 if ``positive``).
+
+    Raises:
+        TypeError: for what is no number.
+        ValueError: for one that is out of range.
+    """
+    check_real(owner, **settings)
+    for name, value in settings.items():
+        if not 0 <= value < math.inf or (positive and value == 0):
+            finite = " and finite" * (value == math.inf)
+            raise ValueError(f"{owner} needs {name} {'above' if positive else 'of at least'} 0{finite}, not {value}")
 
 
 def check_layers(owner: str, layers: tuple[str, ...] | None) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from landscope.regularizers.draws import check_real
 from landscope.regularizers.noise import ACTIVATIONS
 from landscope.spec import Call
 
@@ -22,6 +23,7 @@ def insert_dropout(model: nn.Module, /, *, p: float = 0.5, after: tuple[str, ...
 
     Raises:
         ValueError: for p outside [0, 1].
+        TypeError: for settings that are no numbers.
         LookupError: for names that the model does not have, or a model without activation modules.
 
     >>> insert_dropout(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), p=0.2)[1]
@@ -30,6 +32,7 @@ def insert_dropout(model: nn.Module, /, *, p: float = 0.5, after: tuple[str, ...
       (1): Dropout(p=0.2, inplace=False)
     )
     """
+    check_real("insert_dropout", p=p)
     if not 0 <= p <= 1:
         raise ValueError(f"dropout sets a share p in [0, 1] of the units to 0, not {p}")
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -64,6 +67,7 @@ def with_dropout(
 
     Raises:
         ValueError: for p outside [0, 1].
+        TypeError: for settings that are no numbers.
         LookupError: for names that the model does not have.
         TypeError: where ``model`` gives no module.
     """

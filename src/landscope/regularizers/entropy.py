@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from landscope.regularizers.draws import Batch, Draws, Loss, check_counts, criterion
+from landscope.regularizers.draws import Batch, Draws, Loss, check_counts, check_real, check_sizes, criterion
 from landscope.regularizers.flatness import chosen
 from landscope.regularizers.products import transformed
 from landscope.regularizers.replacing import Replacing
@@ -47,18 +47,16 @@ def local_entropy(
         seed: Of the noise where no trainer draws it; None draws from torch's global generator.
 
     Raises:
-        ValueError: for γ or lr not above 0, fewer than 1 step, noise or strength below 0, averaging outside [0, 1).
-        TypeError: for steps that are no whole number.
+        ValueError: for γ or lr not above 0, fewer than 1 step, noise or strength below 0, infinite ones,
+            averaging outside [0, 1).
+        TypeError: for steps that are no whole number, and others that are none.
 
     Cost: ``steps`` gradients, and as many normal numbers for each weight.
     """
-    for name, value in (("gamma", gamma), ("lr", lr)):
-        if not value > 0:
-            raise ValueError(f"local_entropy needs {name} above 0, not {value}")
+    check_sizes("local_entropy", positive=True, gamma=gamma, lr=lr)
     check_counts("local_entropy", steps=steps)
-    for name, value in (("noise", noise), ("strength", strength)):
-        if not value >= 0:
-            raise ValueError(f"local_entropy needs {name} of at least 0, not {value}")
+    check_sizes("local_entropy", noise=noise, strength=strength)
+    check_real("local_entropy", averaging=averaging)
     if not 0 <= averaging < 1:
         raise ValueError(f"local_entropy needs averaging in [0, 1), not {averaging}")
     return LocalEntropy((gamma, steps, lr, noise, averaging), strength, criterion(loss), seed)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from landscope.losses import check_targets
 from landscope.regularizers import chain, folds, products
 from landscope.regularizers.bilinear import Watch
-from landscope.regularizers.draws import Batch, Draws, check_counts, check_layers, criterion
+from landscope.regularizers.draws import Batch, Draws, check_counts, check_layers, check_real, check_sizes, criterion
 from landscope.spec import Call
 
 MATRICES = ("hessian", "ggn")
@@ -65,8 +65,8 @@ def flatness(
             mistake for bursts, but an old gradient may throw a run off where the penalty outweighs the loss. Neither
             ends exactly where ``every=1`` does, and the farther off the stronger the penalty is (figures in
             docs/methods/flatness.md).
-        share: Of the batch's samples that are looked at, its first (batches are in random order), at least 4. The
-            estimate is still unbiased for the whole batch's Tr(H²): see below. 1 is H of the whole batch itself.
+        share: Of the batch's samples that are looked at, chosen at random at each step, at least 4. The estimate is
+            still unbiased for the whole batch's Tr(H²): see above. 1 is H of the whole batch itself.
         matrix: ``"hessian"``, or ``"ggn"``: the generalised Gauss-Newton matrix JᵀMJ, M the loss's Hessian in the
             outputs.
         layers: Names of modules or parameters; H is taken in their parameters alone. All that are trained, if None.
@@ -76,9 +76,9 @@ def flatness(
         seed: Of the directions where no trainer draws them; None draws from torch's global generator.
 
     Raises:
-        ValueError: for a strength below 0, fewer than 1 probe or step, a share outside (0, 1], an unknown matrix, a
-            loss that is no mean over the batch.
-        TypeError: for numbers of probes or steps that are not whole.
+        ValueError: for a strength below 0 or infinite, fewer than 1 probe or step, a share outside (0, 1], an unknown
+            matrix, a loss that is no mean over the batch.
+        TypeError: for numbers of probes or steps that are not whole, a strength or share that is no number.
 
     Cost: of the samples looked at, 12 passes of each hidden layer against the 3 of a plain step, and some of 16 rows.
     Figures for whole networks are in docs/methods/flatness.md.
@@ -93,8 +93,8 @@ def flatness(
     100.0
     """
     check_counts("flatness", probes=probes, every=every)
-    if not strength >= 0:
-        raise ValueError(f"flatness needs a strength of at least 0, not {strength}")
+    check_sizes("flatness", strength=strength)
+    check_real("flatness", share=share)
     if matrix not in MATRICES:
         raise ValueError(f"flatness knows the matrices {' and '.join(map(repr, MATRICES))}, not {matrix!r}")
     if not 0 < share <= 1:
@@ -143,6 +143,8 @@ class Flatness(nn.Module):
     def draw(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """The directions of one optimizer step, for ``drawn=``; an empty tuple at the steps without the penalty.
 
+        Below them, where not all of the batch is looked at, the samples that are.
+
         Each call is one step of the cycle of ``every`` steps. An optimizer that takes several gradients a step (SAM)
         is so given the penalty in all of them or none.
         """
@@ -151,7 +153,11 @@ class Flatness(nn.Module):
         if turn:
             return ()
         model = products.unwrapped(model)
-        return folds.draw(model, chosen(model, self.layers), self.probes, generator)
+        drawn, n = folds.draw(model, chosen(model, self.layers), self.probes, generator), len(batch[0])
+        some = self._some(n)
+        if some == n:
+            return drawn
+        return *drawn, torch.randperm(n, generator=generator, device=batch[0].device)[:some]
 
     def forward(
         self,
@@ -299,18 +305,26 @@ class Flatness(nn.Module):
         if products.compiled(model):  # a compiled forward pass has a graph that cannot be differentiated twice
             model, outputs = inner, None
         weights, (rows, counts) = chosen(model, self.layers), self._cuts(len(batch[0]))
+        taken = None
+        if self._some(len(batch[0])) < len(batch[0]):
+            *drawn, taken = drawn
+            batch = batch[0].index_select(0, taken), batch[1].index_select(0, taken)
         parts = list(folds.parts(model, weights, drawn))
         layers = chain.chain_of(model, weights, dims=batch[0].dim())
         if layers is None:
             some = [(batch[0][r], batch[1][r]) if len(rows) > 1 else batch for r in rows]
             each = [products.images(model, weights, b, self.loss, parts, ggn=self.ggn, made=made) for b in some]
         else:
-            each = self._chained(model, layers, batch, outputs, parts, rows)
+            each = self._chained(model, layers, batch, outputs, parts, rows, taken)
         found = []
         for i in range(len(parts)):
             u = torch.stack([torch.cat([part.flatten() for part in images[i]]) for images in each])
             found.append((u.new_tensor(counts) * (u @ u.T)).sum())
         return torch.stack(found).mean()
+
+    def _some(self, n: int) -> int:
+        """How many samples are looked at."""
+        return min(n, max(FEWEST, round(self.share * n)))
 
     def _cuts(self, n: int) -> tuple[list[slice], list[list[float]]]:
         """The ranges of samples that are looked at, and what the products of their images count.
@@ -318,7 +332,7 @@ class Flatness(nn.Module):
         With D the mean of Tr(H_i²) over single samples and O that of Tr(H_i H_j) over pairs, Tr(H²) of n samples is
         O·(1 − 1/n) + D/n. Two halves of k and l samples have E u_a·u_b = O and E|u_a|² = O·(1 − 1/k) + D/k.
         """
-        some = min(n, max(FEWEST, round(self.share * n)))
+        some = self._some(n)
         if some == n and not self.halves:
             return [slice(0, n)], [[1.0]]
         rows = [slice(0, some // 2), slice(some // 2, some)]
@@ -336,16 +350,18 @@ class Flatness(nn.Module):
         outputs: Tensor | None,
         parts: products.Parts,
         rows: Sequence[slice],
+        taken: Tensor | None,
     ) -> list[list[list[Tensor]]]:
-        """For each range of samples and probe the images."""
+        """For each range of samples and probe the images; the outputs are of more samples than those taken."""
         inputs, targets = batch
-        n = rows[-1].stop
         seen = None if outputs is None else chain.found_in(layers, outputs)
         if seen is None or outputs is None:
             with products.uncompiled(model):
-                seen, outputs = chain.forward(layers, inputs[:n])
-        of = chain.shared(layers, [h[:n] for h in seen], outputs[:n])
-        found = [chain.images(of, targets[:n], self.loss, each, rows, ggn=self.ggn) for each in parts]
+                seen, outputs = chain.forward(layers, inputs)
+        elif taken is not None:
+            seen, outputs = [h.index_select(0, taken) for h in seen], outputs.index_select(0, taken)
+        of = chain.shared(layers, seen, outputs)
+        found = [chain.images(of, targets, self.loss, each, rows, ggn=self.ggn) for each in parts]
         return [[list(images[i].values()) for images in found] for i in range(len(rows))]
 
 

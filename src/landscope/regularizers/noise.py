@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from landscope.models import evaluating
-from landscope.regularizers.draws import Batch, Draws, Loss, check_layers, criterion, passed
+from landscope.regularizers.draws import Batch, Draws, Loss, check_layers, check_real, check_sizes, criterion, passed
 from landscope.regularizers.flatness import chosen
 from landscope.regularizers.products import uncompiled, unwrapped
 from landscope.regularizers.replacing import Replacing
@@ -37,7 +37,8 @@ def input_noise(
         seed: Of the noise where no trainer draws it; None draws from torch's global generator.
 
     Raises:
-        ValueError: for an sd or strength below 0.
+        ValueError: for an sd or strength below 0 or infinite.
+        TypeError: for settings that are no numbers.
 
     Cost: one more forward and backward pass; none with ``objective`` at strength 1.
     """
@@ -62,7 +63,8 @@ def activation_noise(
         seed: As in `input_noise`.
 
     Raises:
-        ValueError: for an sd or strength below 0.
+        ValueError: for an sd or strength below 0 or infinite.
+        TypeError: for settings that are no numbers.
 
     Cost: that of `input_noise`, and a forward pass of one sample where the batch's shape is new.
     """
@@ -91,7 +93,8 @@ def weight_noise(
         seed: As in `input_noise`.
 
     Raises:
-        ValueError: for an sd or strength below 0.
+        ValueError: for an sd or strength below 0 or infinite.
+        TypeError: for settings that are no numbers.
 
     Cost: that of `input_noise`, and a normal number for each weight: more than a plain step for wide layers.
     """
@@ -113,7 +116,7 @@ class Noise(Replacing):
         seed: int | None,
         layers: tuple[str, ...] | None = None,
     ) -> None:
-        _not_negative(sd=sd, strength=strength)
+        check_sizes("noise", sd=sd, strength=strength)
         check_layers("noise", layers)
         super().__init__(strength, criterion(loss), Draws(seed, where))
         self.where: str = where
@@ -227,11 +230,12 @@ def gradient_noise(
         seed: Of the noise where no trainer draws it; None draws from torch's global generator.
 
     Raises:
-        ValueError: for an sd or decay below 0.
+        ValueError: for an sd or decay below 0 or infinite.
+        TypeError: for settings that are no numbers.
 
     Cost: a normal number for each weight.
     """
-    _not_negative(sd=sd, decay=decay)
+    check_sizes("gradient_noise", sd=sd, decay=decay)
     check_layers("gradient_noise", layers)
     return GradientNoise(sd, decay, layers, seed)
 
@@ -286,13 +290,15 @@ def label_noise(
         seed: As in `input_noise`.
 
     Raises:
-        ValueError: for p outside [0, 1] or a strength below 0.
+        ValueError: for p outside [0, 1] or a strength below 0 or infinite.
+        TypeError: for settings that are no numbers.
 
     Cost: the loss of the outputs, once more.
     """
+    check_real("label_noise", p=p)
     if not 0 <= p <= 1:
         raise ValueError(f"label noise replaces a share p in [0, 1] of the labels, not {p}")
-    _not_negative(strength=strength)
+    check_sizes("label_noise", strength=strength)
     return LabelNoise(p, strength, loss, seed)
 
 
@@ -344,9 +350,3 @@ class LabelNoise(nn.Module):
 def _normal(like: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     dtype = like.dtype if like.is_floating_point() else torch.float32
     return torch.randn(shape, dtype=dtype, device=like.device, generator=generator)
-
-
-def _not_negative(**settings: float) -> None:
-    for name, value in settings.items():
-        if not value >= 0:
-            raise ValueError(f"noise needs {name} of at least 0, not {value}")

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from landscope.regularizers.draws import Batch, Draws, check_counts, passed
+from landscope.regularizers.draws import Batch, Draws, check_counts, check_real, passed
 from landscope.spec import Call
 from landscope.types import Batches
 
@@ -66,6 +66,7 @@ def poison(*, beta: float = 0.5, source: Source, batch_size: int | None = None, 
 
     Cost: a forward and backward pass of the poison batch.
     """
+    check_real("poison", beta=beta)
     if not 0 <= beta <= 1:
         raise ValueError(f"the poison factor beta is a weight in [0, 1], not {beta}")
     check_counts("poison", batch_size=batch_size)
@@ -140,6 +141,7 @@ def poisoned_cross_entropy(*, beta: float | None = None, share: float = 0.5) -> 
 
     Raises:
         ValueError: for β or share outside [0, 1], or a weight on samples of which there are none.
+        TypeError: for settings that are no numbers.
 
     >>> import math
     >>> loss = poisoned_cross_entropy(share=0.5)
@@ -147,7 +149,8 @@ def poisoned_cross_entropy(*, beta: float | None = None, share: float = 0.5) -> 
     1.0
     """
     factor = share if beta is None else beta
-    for name, value in (("beta", factor), ("share", share)):
+    for name, value in (("share", share), ("beta", factor)):
+        check_real("poisoned_cross_entropy", **{name: value})
         if not 0 <= value <= 1:
             raise ValueError(f"poison needs {name} in [0, 1], not {value}")
     if (share == 0 and factor > 0) or (share == 1 and factor < 1):

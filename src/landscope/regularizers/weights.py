@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscope import norms
 from landscope.norms import spectral
-from landscope.regularizers.draws import Batch, check_counts, check_layers
+from landscope.regularizers.draws import Batch, check_counts, check_layers, check_real, check_sizes
 from landscope.regularizers.flatness import chosen
 
 WARM_UP = 30  # steps of power iteration at the first call; later ones go on from there
@@ -35,7 +35,8 @@ def spectral_norm(
         layers: Names of linear or convolutional layers; all of them if None.
 
     Raises:
-        ValueError: for a strength below 0, fewer than 1 step, an unknown convention.
+        ValueError: for a strength below 0 or infinite, fewer than 1 step, an unknown convention.
+        TypeError: for settings that are no numbers.
 
     Cost: two products with each weight (of one input) a step, and their gradient.
 
@@ -75,7 +76,8 @@ def spectral_product(
         batchnorm: Whether each BatchNorm counts as a layer too, with σ = max_c |γ_c|/√(running variance + ε).
 
     Raises:
-        ValueError: for a strength below 0, fewer than 1 step, an unknown form or convention.
+        ValueError: for a strength below 0 or infinite, fewer than 1 step, an unknown form or convention.
+        TypeError: for settings that are no numbers.
 
     Cost: that of `spectral_norm`; an exact step is a forward and a backward pass of one input.
 
@@ -183,8 +185,7 @@ def _factor(module: _BatchNorm) -> Tensor:
 
 
 def _check(owner: str, strength: float, steps: int, conv: str, layers: tuple[str, ...] | None) -> None:
-    if not strength >= 0:
-        raise ValueError(f"a penalty needs a strength of at least 0, not {strength}")
+    check_sizes(owner, strength=strength)
     check_counts(owner, steps=steps)
     check_layers(owner, layers)
     spectral.check_convention(conv)
@@ -202,7 +203,8 @@ def path_norm(*, strength: float = 1e-4, p: float = 2.0, log: bool = False) -> "
         log: Whether to take the logarithm, whose gradient does not grow with depth.
 
     Raises:
-        ValueError: for a strength below 0 or p not above 0.
+        ValueError: for a strength below 0, p not above 0, infinite ones.
+        TypeError: for settings that are no numbers.
 
     Cost: a forward and a backward pass of one input.
 
@@ -212,10 +214,8 @@ def path_norm(*, strength: float = 1e-4, p: float = 2.0, log: bool = False) -> "
     >>> round(path_norm(strength=1.0)(net, (torch.zeros(1, 2), torch.zeros(1))).item(), 3)
     100.0
     """
-    if not strength >= 0:
-        raise ValueError(f"a penalty needs a strength of at least 0, not {strength}")
-    if not p > 0:
-        raise ValueError(f"a path norm needs an exponent p above 0, not {p}")
+    check_sizes("path_norm", strength=strength)
+    check_sizes("path_norm", positive=True, p=p)
     return PathNorm(strength, p, log)
 
 
@@ -250,7 +250,8 @@ def weight_decay(*, strength: float = 1e-4, layers: tuple[str, ...] | None = Non
         layers: Names of modules or parameters; all that are trained if None (biases and BatchNorm's included).
 
     Raises:
-        ValueError: for a strength below 0.
+        ValueError: for a strength below 0 or infinite.
+        TypeError: for settings that are no numbers.
 
     >>> layer = nn.Linear(1, 1)
     >>> with torch.no_grad():
@@ -258,8 +259,7 @@ def weight_decay(*, strength: float = 1e-4, layers: tuple[str, ...] | None = Non
     >>> weight_decay(strength=0.1)(layer, (torch.zeros(1, 1), torch.zeros(1))).item()
     1.25
     """
-    if not strength >= 0:
-        raise ValueError(f"a penalty needs a strength of at least 0, not {strength}")
+    check_sizes("weight_decay", strength=strength)
     check_layers("weight_decay", layers)
     return WeightDecay(strength, layers)
 
@@ -298,8 +298,10 @@ def decoupled_weight_decay(model: nn.Module, /, *, rate: float, layers: tuple[st
 
     Raises:
         ValueError: for a rate outside [0, 1].
+        TypeError: for settings that are no numbers.
         LookupError: for ``layers`` that the model does not have.
     """
+    check_real("decoupled_weight_decay", rate=rate)
     if not 0 <= rate <= 1:
         raise ValueError(f"a step of weight decay takes off a share in [0, 1] of the weights, not {rate}")
     check_layers("decoupled_weight_decay", layers)
