@@ -184,5 +184,24 @@ def test_without_the_test_runs_type_checks_the_messages_are_ours():
         "for v in (torch.tensor(1.0), torch.ones(3, dtype=torch.long)):\n"
         "    try:\n        h @ v\n    except ValueError as error:\n        print(error)\n"
     )
+    wrong = {
+        "h @ numpy.ones(3)": "takes a tensor, not numpy.ndarray: use torch.as_tensor",
+        "hessian(net.parameters(), nn.MSELoss(), data)": "is the network itself, an nn.Module, not generator",
+        "spectrum(h, top=1.5)": "top and bottom are whole numbers of eigenpairs, not 1.5 and",
+        "mlp((5,), 3, widths=8)": "widths needs a number for each hidden layer, such as (8,), not 8",
+        "mlp(5, 3)": "such as (3, 32, 32) or (784,), not 5",
+        "mlp((5,), 3, widths=(8.0,))": "whole numbers are needed, not 5, 3, 8.0",
+        "resnet((3, 8, 8), 3, depth=8.0)": "depth: whole numbers are needed, not 8.0",
+        "slow_layers(torch.optim.SGD(net.parameters(), lr=0.1), after=math.nan)": "from 0, not nan",
+    }
+    program += (
+        "import math, numpy\nfrom landscope.layers import slow_layers\nfrom landscope.linalg import spectrum\n"
+        "from landscope.models import mlp, resnet\n"
+        "net, data = nn.Linear(2, 1), (torch.ones(3, 2), torch.zeros(3, 1))\n"
+    )
+    for expression in wrong:
+        program += f"try:\n    {expression}\nexcept (TypeError, ValueError) as error:\n    print(error)\n"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.count("takes a vector of") == 2
+    for expression, message in wrong.items():
+        assert message in done.stdout, expression

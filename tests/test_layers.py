@@ -1,5 +1,6 @@
 """Generalization layers: what they compute, where they are put in, and how they are trained."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -197,6 +198,25 @@ def test_a_place_is_found_anywhere_in_any_module():
     assert model(torch.zeros(1, 3)).shape == (1, 2)
 
 
+@pytest.mark.parametrize("place", ["layers.0.linear1", "layers.0.dropout", "layers.1.norm2"])
+def test_a_layer_in_a_transformer_counts_in_eval_mode_too(place: str):
+    torch.manual_seed(0)
+    part = nn.TransformerEncoderLayer(8, 2, 6, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(part, 2, enable_nested_tensor=True)
+    width = 8 if "norm" in place else 6
+    insert(model, place, nn.Linear(width, width))
+    x, padding = torch.randn(3, 5, 8), torch.arange(5) > torch.tensor([[4], [2], [3]])
+    training = model(x, src_key_padding_mask=padding)
+    with torch.no_grad():
+        looked = model.eval()(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(looked[~padding], training.detach()[~padding])
+
+
+def test_parts_of_an_attention_are_refused():
+    with pytest.raises(ValueError, match=r"'self_attn\.out_proj' is a part of nn\.MultiheadAttention"):
+        insert(nn.TransformerEncoderLayer(8, 2), "self_attn.out_proj", nn.Linear(8, 8))
+
+
 def test_places_that_are_none_are_refused_and_the_network_stays_as_it_was():
     model = mlp((5,), 3, widths=(4,))
     before = list(model.state_dict())
@@ -349,6 +369,7 @@ def test_a_recipe_trains_with_the_whole_regime_and_goes_on_bit_for_bit():
         (lambda: parameter_groups(net(), factor=0.1), "give lr too"),
         (lambda: slow_layers(torch.optim.SGD(net().parameters(), lr=0.1), after=3), "parameter_groups"),
         (lambda: slow_layers(torch.optim.SGD(parameter_groups(net()), lr=0.1), after=-1), "from 0"),
+        (lambda: slow_layers(torch.optim.SGD(parameter_groups(net()), lr=0.1), after=3, factor=math.inf), "inf"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Callable[[], object], message: str):

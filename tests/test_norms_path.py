@@ -1,6 +1,7 @@
 """Path norms and κ against paths counted one by one, against second derivatives, and what cannot be followed."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -301,6 +302,8 @@ def test_settings_out_of_range_are_refused():
     net, shape = made("mlp")
     with pytest.raises(ValueError, match="above 0, not 0"):
         path_norm(net, shape, p=0.0)
+    with pytest.raises(ValueError, match="finite exponent p above 0, not inf"):
+        path_norm(net, shape, p=math.inf)
     with pytest.raises(ValueError, match="'mean'"):
         path_norm(net, shape, pool="mean")
     with pytest.raises(ValueError, match="'fold'"):

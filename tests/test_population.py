@@ -309,6 +309,25 @@ def test_a_last_batch_of_one_sample_is_refused_under_batchnorm(model: Call, name
         together([r])
 
 
+def test_what_there_is_none_of_is_refused():
+    data = blobs(0, None)
+    with pytest.raises(ValueError, match="data has one entry for each of the 2 recipes, not 1"):
+        begin([recipe(), recipe(seed=1)], [data])
+    with pytest.raises(ValueError, match="starts has one entry for each of the 1 recipes, not 2"):
+        begin([recipe()], [data], starts=[None, None])
+    population = begin([recipe(), recipe(seed=1)], [data, data])
+    with pytest.raises(LookupError, match="no set 'tset'; they have train, valid, test"):
+        evaluate(population, "tset")
+    for member in (5, -1):
+        with pytest.raises(LookupError, match=f"no member {member}: they are numbered from 0 to 1"):
+            state_of(population, member)
+
+
+def test_clipping_is_named_where_it_is_the_reason():
+    with pytest.raises(ValueError, match=r"the optimizer SAM clips gradients \(clip=\)"):
+        begin([recipe(optimizer=call(SAM, lr=0.1, clip=1.0))], [blobs(0, None)])
+
+
 def test_targets_that_the_loss_leaves_out_are_refused():
     data = blobs(0, None)
     data.train.targets[3] = -100

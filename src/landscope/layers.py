@@ -208,7 +208,8 @@ def insert(model: nn.Module, place: str, layer: nn.Module, *, where: str = "afte
     """Puts a layer into a network at a named place; the network is changed.
 
     The module at ``place`` becomes ``nn.Sequential(module, layer)``, so that its own parameters' names gain a ``.0``.
-    The layer is moved to the device and floating-point type of the network.
+    The layer is moved to the device and floating-point type of the network. Transformer encoders around the place lose
+    their fast path in eval mode, which reads weights past the modules that hold them.
 
     Args:
         model: The network.
@@ -218,7 +219,8 @@ def insert(model: nn.Module, place: str, layer: nn.Module, *, where: str = "afte
 
     Raises:
         LookupError: where the network has no such submodule.
-        ValueError: for another ``where``, the network itself, or a module that the network uses under other names too.
+        ValueError: for another ``where``, the network itself, a module that the network uses under other names too, or
+            a part of nn.MultiheadAttention, which reads its parts' weights itself.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     >>> insert(net, "0", nn.Linear(4, 4))
@@ -237,6 +239,10 @@ def insert(model: nn.Module, place: str, layer: nn.Module, *, where: str = "afte
         raise ValueError(
             f"the module {place!r} is also {others[0]!r}: what is put in there would come twice, or at one of both only"
         )
+    parts = place.split(".")
+    around = [modules[".".join(parts[:n])] for n in range(len(parts))]
+    if any(isinstance(module, nn.MultiheadAttention) for module in around):
+        raise ValueError(f"{place!r} is a part of nn.MultiheadAttention, which takes its weights without calling it")
     there = modules[place]
     orders = {"after": (there, layer), "before": (layer, there), "instead": (layer,)}
     if where not in orders:
@@ -245,6 +251,11 @@ def insert(model: nn.Module, place: str, layer: nn.Module, *, where: str = "afte
     if like is not None:
         layer.to(like.device, like.dtype)
     layer.train(there.training)
+    for module in around:
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # what PyTorch goes by
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
     parent, _, name = place.rpartition(".")
     chosen = orders[where]
     setattr(model.get_submodule(parent), name, nn.Sequential(*chosen) if len(chosen) > 1 else layer)
@@ -367,9 +378,9 @@ def slow_layers(
             finds step by step (PyTorch's StepLR, MultiStepLR, ExponentialLR, CosineAnnealingLR; not LambdaLR).
 
     Raises:
-        ValueError: where no group of the optimizer is marked, or for a negative ``after`` or ``factor``.
+        ValueError: where no group of the optimizer is marked, or for an ``after`` or ``factor`` below 0 or not finite.
     """
-    if after < 0 or factor < 0:
+    if not (0 <= after < float("inf") and 0 <= factor < float("inf")):
         raise ValueError(f"after is a number of steps from 0 and factor a number from 0, not {after} and {factor}")
     if not any(group.get(MARK) for group in optimizer.param_groups):
         raise ValueError(

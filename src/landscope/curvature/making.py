@@ -334,6 +334,8 @@ def _problem(
     batchnorm: str,
     batch_outputs: BatchOutputs | None = None,
 ) -> Problem:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the first argument is the network itself, an nn.Module, not {type(model).__name__}")
     if (loss is None) == (batch_loss is None):
         raise ValueError(
             "give either loss, a function (outputs, targets) -> mean over the batch, or loss=None and batch_loss=, a "

@@ -379,7 +379,12 @@ class Curvature(ABC):
                 "one curvature matrix; fix its randomness, or keep the batches in a list"
             )
 
-    def _check_vector(self, v: Tensor) -> None:
+    def _check_vector(self, v: Any) -> None:
+        if not isinstance(v, Tensor):
+            raise TypeError(
+                f"a product with this {self.title} takes a tensor, not {type(v).__module__}.{type(v).__name__}: use "
+                "torch.as_tensor(v).to(H.device, H.dtype)"
+            )
         if v.dim() not in (1, 2) or v.shape[0] != self.dim:
             raise ValueError(
                 f"a product with this {self.title} takes a vector of shape [{self.dim}] or [{self.dim}, k], "

@@ -174,6 +174,8 @@ def spectrum(
 def _check_request(
     op: Operator, top: int, bottom: int, max_products: int, probes: int, steps: int, density: bool
 ) -> None:
+    if not (isinstance(top, int) and isinstance(bottom, int)):
+        raise TypeError(f"top and bottom are whole numbers of eigenpairs, not {top!r} and {bottom!r}")
     k = top + bottom
     if top < 0 or bottom < 0 or not 1 <= k <= op.dim:
         raise ValueError(f"between 1 and dim = {op.dim} eigenpairs can be had, not {k} (top={top}, bottom={bottom})")

@@ -1,13 +1,30 @@
 """Checks and initialisations that several networks share."""
 
+from numbers import Integral
+
 import torch
 from torch import nn
 
 INITIALISATIONS = ("he", "pytorch")
 
 
+def check_whole(name: str, *values: object) -> None:
+    """Refuse what is no whole number."""
+    if not all(isinstance(value, Integral) for value in values):
+        raise TypeError(f"{name}: whole numbers are needed, not {', '.join(map(repr, values))}")
+
+
+def check_widths(name: str, widths: object) -> None:
+    """Refuse a number where there has to be one for each layer."""
+    if not isinstance(widths, (tuple, list)):
+        raise TypeError(f"{name} needs a number for each hidden layer, such as ({widths!r},), not {widths!r}")
+
+
 def check_sizes(shape: tuple[int, ...], *sizes: int) -> None:
-    """Refuse an empty input shape and sizes below 1."""
+    """Refuse an empty input shape, and sizes that are no whole numbers or below 1."""
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"a network needs the shape of one input, such as (3, 32, 32) or (784,), not {shape!r}")
+    check_whole("a network's input shape and sizes", *shape, *sizes)
     if not shape or min(shape) < 1 or min(sizes) < 1:
         raise ValueError(f"a network needs an input shape and sizes of at least 1, not {shape} and {sizes}")
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from landscope.models.checks import check_choice, check_image, check_sizes, initialise
+from landscope.models.checks import check_choice, check_image, check_sizes, check_widths, initialise
 
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
@@ -139,6 +139,7 @@ def vgg(
     >>> sum(p.numel() for p in vgg((3, 32, 32), 10).parameters())
     14728266
     """
+    check_widths("hidden", hidden)
     check_sizes(shape, outputs, channels, *hidden)
     check_choice("depth", depth, tuple(VGG_STAGES))
     if not 0 <= dropout <= 1 or (dropout and not hidden):

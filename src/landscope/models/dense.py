@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from landscope.layers import GeneralizationLayer, Residual
-from landscope.models.checks import check_sizes
+from landscope.models.checks import check_sizes, check_whole, check_widths
 
 
 def mlp(
@@ -24,6 +24,7 @@ def mlp(
         batchnorm: Whether a BatchNorm follows every hidden linear layer.
 
     Raises:
+        TypeError: for a shape or widths that are no tuples of whole numbers.
         ValueError: for a shape or width below 1.
 
     The MLP(4096) of Johannsen 2026, section III:
@@ -31,6 +32,7 @@ def mlp(
     >>> sum(p.numel() for p in mlp((784,), 10, widths=(4096, 4096, 4096)).parameters())
     36818954
     """
+    check_widths("widths", widths)
     check_sizes(shape, outputs, *widths)
     layers: list[nn.Module] = [nn.Flatten()]
     width = math.prod(shape)
@@ -74,6 +76,7 @@ def residual_mlp(
     36160
     """
     check_sizes(shape, outputs, width, every)
+    check_whole("depth", depth)
     blocks, rest = divmod(depth, every)
     unknown = [b for b in generalization if not 0 <= b < blocks]
     if depth < 0 or unknown:

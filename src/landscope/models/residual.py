@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from landscope.layers import Residual, insert
-from landscope.models.checks import check_choice, check_image, check_sizes, initialise
+from landscope.models.checks import check_choice, check_image, check_sizes, check_whole, initialise
 from landscope.spec import Call
 
 SHORTCUTS = ("subsample", "pool", "projection")
@@ -54,6 +54,7 @@ def resnet(
     >>> sum(p.numel() for p in resnet((3, 32, 32), 10).parameters())
     269722
     """
+    check_whole("depth", depth)
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth is 6n + 2 with n >= 1 (8, 14, 20, 32, 44, 56, 110, 1202 …), not {depth}")
     blocks = (depth // 6,) * 3

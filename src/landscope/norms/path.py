@@ -42,7 +42,7 @@ def path_norm(
     Args:
         model: The network, in any mode.
         shape: The shape of one input, without the batch dimension.
-        p: The exponent, above 0; 1 and 2 are usual.
+        p: The exponent, finite and above 0; 1 and 2 are usual.
         pool: What max-pooling does: ``"sum"``: each input of a window is a path (Gonon et al. 2024; an upper bound on
             what the maximum lets through). ``"max"``: only the window's largest γ^p.
         batchnorm: ``"folded"``: BatchNorm on running statistics is joined with a linear or convolutional layer right
@@ -87,8 +87,8 @@ def path_sum(
     >>> path_sum(net, (2,)).item()
     100.0
     """
-    if not p > 0:
-        raise ValueError(f"a path norm needs an exponent p above 0, not {p}")
+    if not 0 < p < float("inf"):
+        raise ValueError(f"a path norm needs a finite exponent p above 0, not {p}")
     sums = _outputs(model, shape, Paths(float(p), {}, pool, batchnorm), dict(model.named_parameters()), dtype)
     return sums.sum()
 

@@ -98,6 +98,8 @@ def check_stackable(recipes: Sequence[Recipe]) -> None:
 
 def unstackable(recipe: Recipe) -> str | None:
     """Why a recipe cannot be a member of any population, as far as it says itself; None where it can."""
+    if recipe.optimizer.target in ASCENTS and dict(recipe.optimizer.kwargs).get("clip") is not None:
+        return f"the optimizer {recipe.optimizer.name} clips gradients (clip=), for which stacked networks have no rule"
     if rule_of(recipe.optimizer) is None:
         return f"the optimizer {recipe.optimizer.name} has no update rule for stacked networks"
     for term in recipe.regularizers:

@@ -24,6 +24,8 @@ from landscope.spec import Recipe, derive
 from landscope.train import CHECK_DIVERGENCE, States, Training, diverge, draws
 from landscope.train import begin as begin_alone
 
+SETS = ("train", "valid", "test")
+
 
 @dataclass(eq=False)
 class Population:
@@ -71,8 +73,10 @@ class Population:
         """The row that a member is in.
 
         Raises:
-            LookupError: where it is done or has diverged.
+            LookupError: where it is done or has diverged, or there is none of this number.
         """
+        if not 0 <= member < len(self.members):
+            raise LookupError(f"there is no member {member}: they are numbered from 0 to {len(self.members) - 1}")
         if member not in self.running:
             raise LookupError(f"member {member} is no longer in training: running are {self.running}")
         return self.running.index(member)
@@ -96,8 +100,12 @@ def begin(
         states: For each the states of other runs that its settings name.
 
     Raises:
-        ValueError: where the recipes cannot be stacked; the message names the field that differs or cannot be.
+        ValueError: where the recipes cannot be stacked; the message names the field that differs or cannot be. Where
+            there is not one data set, start or states for each recipe.
     """
+    for what, given in (("data", data), ("starts", starts), ("states", states)):
+        if given is not None and len(given) != len(recipes):
+            raise ValueError(f"{what} has one entry for each of the {len(recipes)} recipes, not {len(given)}")
     rule = _rule(recipes)
     parts = zip(recipes, data, starts or [None] * len(recipes), states or [{}] * len(recipes), strict=True)
     members = [begin_alone(r, own, device=device, start=start, states=named) for r, own, start, named in parts]
@@ -329,7 +337,13 @@ def evaluate(
         members: Which members; None for all that have a row.
         accuracy: Whether the accuracy is wanted, too; it needs targets that are class indices.
         every: Where the losses of the single samples go, ``[members, part of the set]`` each, if the program has them.
+
+    Raises:
+        LookupError: for a set that there is none of, or a member that has no row.
     """
+    if name not in SETS or not population.samples.has(name):
+        held = [known for known in SETS if population.samples.has(known)]
+        raise LookupError(f"the members have no set {name!r}; they have {', '.join(held)}")
     wanted = population.running if members is None else list(members)
     at = [population.row(k) for k in wanted]
     whole = len(at) == len(population.running)
