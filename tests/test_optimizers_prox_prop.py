@@ -201,8 +201,25 @@ def test_a_gradient_from_elsewhere_is_refused():
     loss = nn.functional.cross_entropy(net(inputs), targets)
     opt = ProxProp(net)  # made after the forward pass
     loss.backward()
-    with pytest.raises(ValueError, match=r"no input of a Linear with weights \(5, 4\).*before its first call"):
+    with pytest.raises(ValueError, match=r"no input of a Linear with weights \(5, 4\).*torch\.compiler\.reset\(\)"):
         opt.step()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler traces the checks of types that tests add
+def test_a_network_compiled_before_is_refused_until_it_is_compiled_anew():
+    expected = ends(plainly)[0]
+    net, (inputs, targets) = network(), batch()
+    compiled = torch.compile(net, backend="eager")
+    compiled(inputs)
+    opt = ProxProp(net, base="sgd", lr=0.5, iterations=None)
+    plainly(compiled, opt, inputs, targets)
+    with pytest.raises(ValueError, match=r"call torch\.compiler\.reset\(\) once the optimizer is made"):
+        opt.step()
+    torch.compiler.reset()
+    plainly(compiled, opt, inputs, targets)
+    opt.step()
+    torch.compiler.reset()
+    torch.testing.assert_close([w.detach() for w in net.parameters()], expected)
 
 
 def test_it_needs_the_model():

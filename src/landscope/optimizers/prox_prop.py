@@ -185,9 +185,9 @@ class ProxProp(Wrapping):
         if not inputs:
             raise ValueError(
                 f"ProxProp has a gradient but no input of a {type(layer).__name__} with weights {tuple(weight.shape)}: "
-                "the gradient has to come from a forward and backward pass after the optimizer was made; a compiled "
-                "network keeps what it compiled, so make the optimizer before its first call, or train the network "
-                "that is not compiled"
+                "the gradient has to come from a forward and backward pass after the optimizer was made; what was "
+                "compiled before that (this network or one like it) runs without the hooks that see inputs: call "
+                "torch.compiler.reset() once the optimizer is made, and it is compiled anew with them"
             )
         groups = getattr(layer, "groups", 1)
         rows = torch.cat([_rows(layer, x.to(weight.dtype)) for x in inputs], -2)

@@ -165,7 +165,9 @@ class SAM(TwoGradients):
         settings: The base optimizer's: ``lr``, ``momentum``, …
 
     Raises:
-        ValueError: for a negative rho or clip, no parameters, an exhausted generator, or L-BFGS as the base.
+        TypeError: for a base that is neither a name nor a class.
+        ValueError: for settings out of range, no parameters, an exhausted generator, or a base that computes gradients
+            itself (L-BFGS, SAM).
 
     >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
     >>> opt = SAM([w], rho=0.5, lr=0.1)
@@ -215,8 +217,7 @@ class ASAM(TwoGradients):
         settings: The base optimizer's: ``lr``, ``momentum``, …
 
     Raises:
-        ValueError: for a negative rho, eta or clip, another scope, ``"weights"`` without names, no parameters, an
-            exhausted generator, or L-BFGS as the base.
+        TypeError, ValueError: as `SAM`; for another scope, or ``"weights"`` without names.
     """
 
     def __init__(
@@ -262,8 +263,7 @@ class GSAM(TwoGradients):
         settings: The base optimizer's: ``lr``, ``momentum``, …
 
     Raises:
-        ValueError: for negative settings, another scope, a rho_min with no range of learning rates, no parameters, an
-            exhausted generator, or L-BFGS as the base.
+        TypeError, ValueError: as `ASAM`; for a rho_min with no range of learning rates.
     """
 
     def __init__(
