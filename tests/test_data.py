@@ -93,6 +93,9 @@ def test_digits_use_every_sample_once_and_are_redrawn_by_the_seed():
     from sklearn.datasets import load_digits
 
     raw, labels = load_digits(return_X_y=True)
+    read = data.stored._digits()  # from the library's file, without the library
+    assert np.array_equal(read[0], raw)
+    assert np.array_equal(read[1], labels)
     drawn = data.digits(0)
     parts = [drawn.train, drawn.valid, drawn.test]
     together = torch.cat([part.inputs for part in parts])

@@ -1,5 +1,7 @@
 """Data sets that are read: images that `find` has decoded, and scikit-learn's small tables."""
 
+import functools
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,11 +138,23 @@ def digits(
     >>> digits(0)
     Data for classification: 1,257 training, 180 validation, 360 test samples of shape (64,), 10 outputs
     """
-    from sklearn.datasets import load_digits
-
-    inputs, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    inputs, labels = _digits()
     parts = stratified_split(seed, labels, train=train, valid=valid, test=test)
     return _tabular(seed, inputs / 16, labels, parts, label_noise, outputs=10)
+
+
+@functools.lru_cache(maxsize=1)
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """What `load_digits` gives, read from scikit-learn's file: importing scikit-learn costs every process seconds."""
+    found = importlib.util.find_spec("sklearn")
+    path = Path((found and found.origin) or "").parent / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():  # it lies elsewhere in this version
+        from sklearn.datasets import load_digits
+
+        inputs, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+        return inputs, labels
+    table = np.loadtxt(path, delimiter=",")
+    return table[:, :-1], table[:, -1].astype(np.int64)
 
 
 def breast_cancer(
