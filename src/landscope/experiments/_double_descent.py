@@ -1,4 +1,4 @@
-"""What the experiments on double descent share: the paper, the claim of a peak, and the figures of a sweep."""
+"""What the experiments on double descent share: the claim of a peak, and the figures of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,17 +9,10 @@ import numpy as np
 
 from landscope.comparisons import against, learning
 from landscope.figures import Figure
-from landscope.spec import Claim, Paper, Protocol, Published, call, step_name
+from landscope.spec import Claim, Protocol, Published, call, step_name
 from landscope.stats import peak_height
 from landscope.types import Table
 
-JOHANNSEN = Paper(
-    "johannsen2026",
-    "Implicit Regularization and Generalization in Overparameterized Neural Networks",
-    "Zeran Johannsen",
-    2026,
-    "https://arxiv.org/abs/2604.07603",
-)
 MOST_CURVES = 6  # levels of a sweep whose learning curves are drawn
 
 
@@ -141,13 +134,3 @@ def check_sweep(what: str, sizes: Sequence[int]) -> None:
     """
     if len(sizes) < 3 or sizes[0] < 1 or any(b <= a for a, b in pairwise(sizes)):
         raise ValueError(f"a sweep over {what} has at least 3 sizes from 1, ascending, not {tuple(sizes)}")
-
-
-def check_classes(data: Any) -> None:
-    """Refuse data without classes.
-
-    Raises:
-        ValueError: naming the set.
-    """
-    if data.task != "classification":
-        raise ValueError(f"this experiment trains classifiers, and {data.name} has no classes: give a labelled set")

@@ -9,13 +9,14 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from landscope.comparisons import against, along, configurations, learning
+from landscope.experiments._johannsen2026 import JOHANNSEN
 from landscope.figures import Figure
 from landscope.losses import cross_entropy
 from landscope.measures.outcomes import performance
 from landscope.measures.sharpness import PUBLISHED_MAGNITUDES, weight_perturbation
 from landscope.measures.spectrum import top_eigenvalues
 from landscope.models import cnn, mlp
-from landscope.spec import Call, Claim, Experiment, Paper, Protocol, Published, Recipe, call, first_below, step_name
+from landscope.spec import Call, Claim, Experiment, Protocol, Published, Recipe, call, first_below, step_name
 from landscope.stats import configuration_correlation, difference, log_ratio, trend
 from landscope.train import loss_below
 from landscope.types import Table
@@ -438,13 +439,7 @@ CURVATURE = (
 )
 
 EXPERIMENT = Experiment(
-    paper=Paper(
-        "johannsen2026",
-        "Implicit Regularization and Generalization in Overparameterized Neural Networks",
-        "Zeran Johannsen",
-        2026,
-        "https://arxiv.org/abs/2604.07603",
-    ),
+    paper=JOHANNSEN,
     title="Do small batches end in flatter minima that generalize better?",
     summary="Networks are trained with small and large batches, and their sharpness (the top eigenvalue of the Hessian "
     "of the training loss, and the loss under weight noise) and test accuracy are compared: as the paper did, and with "

@@ -9,8 +9,6 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from landscope.experiments._double_descent import (
-    JOHANNSEN,
-    check_classes,
     check_sweep,
     curves,
     double_descent,
@@ -18,6 +16,7 @@ from landscope.experiments._double_descent import (
     no_rise,
     sweep,
 )
+from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
 from landscope.figures import Figure
 from landscope.losses import cross_entropy
 from landscope.measures.outcomes import performance

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch.optim import SGD, Adam
 
-from landscope.experiments._double_descent import JOHANNSEN, check_sweep, double_descent, judged, no_rise, sweep
+from landscope.experiments._double_descent import check_sweep, double_descent, judged, no_rise, sweep
+from landscope.experiments._johannsen2026 import JOHANNSEN
 from landscope.figures import Figure
 from landscope.losses import cross_entropy, squared_error
 from landscope.measures.outcomes import performance

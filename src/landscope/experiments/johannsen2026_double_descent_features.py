@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from landscope.experiments._double_descent import (
-    JOHANNSEN,
-    check_classes,
     check_sweep,
     double_descent,
     judged,
     sweep,
 )
+from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
 from landscope.figures import Figure
 from landscope.losses import squared_error
 from landscope.measures.outcomes import performance

@@ -7,8 +7,6 @@ from typing import Any
 from torch.optim import SGD
 
 from landscope.experiments._double_descent import (
-    JOHANNSEN,
-    check_classes,
     check_sweep,
     curves,
     double_descent,
@@ -16,6 +14,7 @@ from landscope.experiments._double_descent import (
     no_rise,
     sweep,
 )
+from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
 from landscope.figures import Figure
 from landscope.losses import cross_entropy
 from landscope.measures.outcomes import performance

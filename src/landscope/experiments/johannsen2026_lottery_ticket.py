@@ -10,6 +10,7 @@ import torch
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
 from landscope.experiments._lottery import arm_difference, arm_ratio, by_density, on_the_line, to_dense, with_arms
 from landscope.figures import Figure
 from landscope.losses import cross_entropy
@@ -19,7 +20,7 @@ from landscope.measures.sharpness import average_case_sharpness
 from landscope.measures.sparsity import weight_density
 from landscope.models import cnn, mlp
 from landscope.pruning import densities, keep_zeros, prune_and_rewind
-from landscope.spec import At, Call, Claim, Experiment, Paper, Protocol, Published, Recipe, at, call
+from landscope.spec import At, Call, Claim, Experiment, Protocol, Published, Recipe, at, call
 from landscope.types import Table
 
 ONE_SHOT = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -98,8 +99,7 @@ def setup(scale: str, data: Any) -> Setup:
     Raises:
         ValueError: for data that this experiment cannot use.
     """
-    if data.task != "classification":
-        raise ValueError(f"this experiment trains classifiers, and {data.name} has no classes: give a labelled set")
+    check_classes(data)
     image = len(data.shape) == 3
     if scale == "paper":
         if not image:
@@ -391,13 +391,7 @@ MEASURES = (
 )
 
 EXPERIMENT = Experiment(
-    paper=Paper(
-        "johannsen2026",
-        "Implicit Regularization and Generalization in Overparameterized Neural Networks",
-        "Zeran Johannsen",
-        2026,
-        "https://arxiv.org/abs/2604.07603",
-    ),
+    paper=JOHANNSEN,
     title="Do a tenth of the weights do as well as all of them, and because of where they began?",
     summary="Networks are trained, their smallest weights set to zero, and what is left is trained again from where it "
     "began. The tickets so found are compared with the dense network, and at equal size with other weights, other "

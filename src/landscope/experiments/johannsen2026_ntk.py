@@ -9,12 +9,13 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from landscope.comparisons import against, learning
+from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
 from landscope.figures import Figure
 from landscope.losses import cross_entropy, squared_error
 from landscope.measures.kernel import linearisation, linearised_training, parameter_movement, tangent_kernel
 from landscope.measures.outcomes import performance
 from landscope.models import wide_mlp
-from landscope.spec import Call, Claim, Experiment, Paper, Protocol, Published, Recipe, call
+from landscope.spec import Call, Claim, Experiment, Protocol, Published, Recipe, call
 from landscope.stats import difference, exponent
 from landscope.types import Table
 
@@ -72,8 +73,7 @@ def arms(scale: str, data: Any) -> Arms:
     Raises:
         ValueError: for data without classes, without images at the paper's scale, or with too few samples.
     """
-    if data.task != "classification":
-        raise ValueError(f"this experiment trains classifiers, and {data.name} has no classes: give a labelled set")
+    check_classes(data)
     image = len(data.shape) == 3
     if scale == "paper" and not image:
         raise ValueError(f"the paper's images are MNIST's, and {data.name} holds no images: give mnist")
@@ -85,7 +85,7 @@ def arms(scale: str, data: Any) -> Arms:
     return of
 
 
-def _recipe(of: Arms, source: Any, seed: int, width: int, **settings: Any) -> Recipe:
+def _recipe(of: Arms, seed: int, **settings: Any) -> Recipe:
     return Recipe(**({"loss": call(squared_error), "steps": of.steps, "batch_size": of.few, "seed": seed} | settings))
 
 
@@ -103,18 +103,14 @@ def published(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]:
         "steps": steps,
         "batch_size": BATCH,
     }
-    return [
-        _recipe(of, data, seed, width, model=_model(width, "standard"), **settings)
-        for seed in seeds
-        for width in of.widths
-    ]
+    return [_recipe(of, seed, model=_model(width, "standard"), **settings) for seed in seeds for width in of.widths]
 
 
 def ntk_parametrisation(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]:
     """The NTK parametrisation, squared loss, full-batch gradient descent of one learning rate, equal steps."""
     of = arms(scale, data)
     return [
-        _recipe(of, data, seed, w, data=_few(of, data), model=_model(w, "ntk"), optimizer=call(SGD, lr=of.rate))
+        _recipe(of, seed, data=_few(of, data), model=_model(w, "ntk"), optimizer=call(SGD, lr=of.rate))
         for seed in seeds
         for w in of.lazy_widths
     ]
@@ -125,7 +121,7 @@ def rate_over_width(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]
     of = arms(scale, data)
     rate = of.rate_times_width
     return [
-        _recipe(of, data, seed, w, data=_few(of, data), model=_model(w, "standard"), optimizer=call(SGD, lr=rate / w))
+        _recipe(of, seed, data=_few(of, data), model=_model(w, "standard"), optimizer=call(SGD, lr=rate / w))
         for seed in seeds
         for w in of.lazy_widths
     ]
@@ -353,13 +349,7 @@ KERNELS = (
 )
 
 EXPERIMENT = Experiment(
-    paper=Paper(
-        "johannsen2026",
-        "Implicit Regularization and Generalization in Overparameterized Neural Networks",
-        "Zeran Johannsen",
-        2026,
-        "https://arxiv.org/abs/2604.07603",
-    ),
+    paper=JOHANNSEN,
     title="Do wider networks train more lazily, as their tangent kernel says?",
     summary="MLPs of growing width are trained as the paper did, and in two ways in which the theory of the neural "
     "tangent kernel applies. Measured are how far the weights move (numerator and denominator apart), how far the "
