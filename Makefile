@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input insta
 help:
 	@echo "make demo    train, judge and report the first experiment (sets up .venv; then at most 5 minutes on 2 cores)"
 	@echo "make test    run the tests (sets up .venv)"
-	@echo "make check   style, types, import order, links, citation file"
+	@echo "make check   style, types, import order, links, scoreboard, citation file"
 	@echo "make soak    the long versions of the fault tests"
 	@echo "make bench   side-by-side timings against other tools (BENCH=curvature: one file alone)"
 	@echo "make clean   remove .venv, the demo's runs and caches"
@@ -29,6 +29,7 @@ check: .venv/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes landscope --ignoreexternal
 	$(BIN)/lint-imports
 	$(BIN)/python docs/check_links.py
+	$(BIN)/python docs/scoreboard.py --check
 	$(BIN)/cffconvert --validate
 
 bench: .venv/.core .venv/.bench

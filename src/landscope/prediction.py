@@ -268,3 +268,16 @@ def wall_seconds(costs: Mapping[str, Cost], jobs: int, start: float = 6.0) -> fl
         least = loads.index(min(loads))
         loads[least] += seconds
     return max(loads)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(4.2), duration(95.0), duration(7300.0), duration(400000.0)
+    ('4 s', '1 min 35 s', '2 h 1 min', '4 d 15 h')
+    """
+    whole = round(seconds)
+    for unit, name, smaller, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            return f"{whole // unit:,} {name} {whole % unit // smaller} {below}"
+    return f"{whole} s"

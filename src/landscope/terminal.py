@@ -1,8 +1,9 @@
 """What is shown in the terminal: plans, progress, verdicts, tables. Rich is imported on use."""
 
+import textwrap
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,9 +12,10 @@ if TYPE_CHECKING:
 
     from landscope.prediction import Cost
     from landscope.report import Report
+    from landscope.spec import Recipe
     from landscope.stats import Verdict
     from landscope.study import Study
-    from landscope.sweep import Outcome
+    from landscope.sweep import Event, Outcome, Worker
 
 MARKS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not testable": "–"}
 STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
@@ -27,19 +29,6 @@ def plain(text: str) -> str:
     """
     spaced = " ".join(text.split())
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in spaced)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(4.2), duration(95.0), duration(7300.0), duration(400000.0)
-    ('4 s', '1 min 35 s', '2 h 1 min', '4 d 15 h')
-    """
-    whole = round(seconds)
-    for unit, name, smaller, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            return f"{whole // unit:,} {name} {whole % unit // smaller} {below}"
-    return f"{whole} s"
 
 
 def _console() -> "Console":
@@ -72,7 +61,7 @@ def _text(value: Any) -> str:
 def show_plan(study: "Study", jobs: int, device: str) -> None:
     """What would be done, what could be detected, and what it would cost."""
     from landscope import study as studies
-    from landscope.prediction import wall_seconds
+    from landscope.prediction import duration, wall_seconds
     from landscope.stats import detectable
 
     costs = _predicted(study, device)
@@ -107,26 +96,67 @@ def show_plan(study: "Study", jobs: int, device: str) -> None:
 
 
 def _print_protocols(study: "Study", costs: "dict[str, Cost]") -> None:
-    from landscope.spec import key
+    """One row for the networks of a protocol that begin alike and are trained alike; below, in what they differ."""
     from landscope.types import Table
 
-    rows = []
+    rows, notes = [], []
     for protocol in study.experiment.runs:
-        mine = [recipe for name, recipe in study.runs() if name == protocol]
-        for recipe in (r for r in mine if r.seed == mine[0].seed):
-            cost = costs[key(recipe)]
-            rows.append(
-                {
-                    "protocol": protocol,
-                    "batch": recipe.batch_size,
-                    "optimizer": f"{recipe.optimizer.name} {dict(recipe.optimizer.kwargs).get('lr', '')}",
-                    "steps": f"{recipe.steps:,}" if recipe.stop is None else f"up to {recipe.steps:,}",
-                    "training, each": duration(cost.training),
-                    "measuring, each": duration(cost.measuring),
-                    "memory": f"{cost.memory / 2**30:.1f} GiB",
-                }
-            )
+        mine = [recipe for name, recipe in study.runs(1) if name == protocol]
+        alike: dict[tuple[Any, ...], list[Recipe]] = {}
+        for recipe in mine:
+            alike.setdefault(_training(recipe), []).append(recipe)
+        for training, recipes in alike.items():
+            rows.append({"protocol": protocol} | dict(training) | _each(recipes, costs))
+        notes += [f"  {protocol}: {line}" for line in _differing(mine)]
     print_table(Table.of(rows))
+    if notes:
+        print("What differs between the networks of a seed:")
+        for note in notes:
+            print(textwrap.fill(plain(note), _console().width, initial_indent="  ", subsequent_indent="    "))
+
+
+def _training(recipe: "Recipe") -> tuple[tuple[str, Any], ...]:
+    """How a network is trained, and how it begins: what a row of the plan says."""
+    optimizer = f"{recipe.optimizer.name} {dict(recipe.optimizer.kwargs).get('lr', '')}".strip()
+    begins = f", {recipe.start.name}" if recipe.start is not None else ""
+    return (
+        ("batch", recipe.batch_size),
+        ("optimizer", optimizer + begins),
+        ("steps", f"{recipe.steps:,}" if recipe.stop is None else f"up to {recipe.steps:,}"),
+    )
+
+
+def _each(recipes: "Sequence[Recipe]", costs: "Mapping[str, Cost]") -> dict[str, Any]:
+    """How many networks a seed has of a kind, and what each costs."""
+    from landscope.prediction import duration
+    from landscope.spec import key
+
+    found = [costs[key(recipe)] for recipe in recipes]
+
+    def range_of(values: Iterable[float]) -> str:
+        ordered = sorted(values)
+        return " to ".join(dict.fromkeys(duration(end) for end in (ordered[0], ordered[-1])))
+
+    return {
+        "networks": len(recipes),
+        "training, each": range_of(cost.training for cost in found),
+        "measuring, each": range_of(cost.measuring for cost in found),
+    }
+
+
+def _differing(recipes: "Sequence[Recipe]") -> list[str]:
+    """The settings that differ between recipes and that their rows do not say: name and values, a line each."""
+    from landscope.store import settings
+
+    shown = {"optimizer", "optimizer.lr", "steps", "order_seed", "start", "schedule.T_max"}
+    found = [settings(recipe) for recipe in recipes]
+    lines = []
+    for name in dict.fromkeys(name for each in found for name in each):
+        values = list(dict.fromkeys(_text(each.get(name)) or "none" for each in found))
+        named = any("@" in value for value in values)  # states of other runs
+        if len(values) > 1 and name not in shown and not named:
+            lines.append(f"{name} {', '.join(values)}")
+    return lines
 
 
 def _predicted(study: "Study", device: str, only: Collection[str] | None = None) -> "dict[str, Cost]":
@@ -155,50 +185,86 @@ def progress(text: str = "") -> Iterator[Callable[[str], None]]:
 # --- run -----------------------------------------------------------------------------------------------------------
 
 
-def execute(study: "Study", jobs: int, device: str, check: Callable[[], None]) -> "Outcome":
-    """Do what is left of a study, with a progress bar and the time left; ``check`` is called before it begins."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+def execute(
+    study: "Study", jobs: int, device: str, check: Callable[[], None], workers: "list[Worker] | None" = None
+) -> "Outcome":
+    """Do what is left of a study, with a progress bar and the time left, and note in the store what it took.
 
+    Args:
+        study: The study.
+        jobs: Worker processes.
+        device: Where.
+        check: Called before it begins.
+        workers: Of the sweep before, for this one and the next (see `landscope.sweep.pool`).
+    """
     from landscope import study as studies
-    from landscope.sweep import Event, sweep
+    from landscope.prediction import wall_seconds
+    from landscope.sweep import sweep
 
     tasks = studies.tasks(study, device=device, jobs=jobs)
-    runs = sum(task.runs for task in tasks)
     todo = {name for task in tasks for name in studies.missing_runs(study, task)}
+    costs = _predicted(study, device, todo) if todo else {}
     if todo:
-        costs = {name: cost.seconds for name, cost in _predicted(study, device, todo).items()}
-        tasks = studies.tasks(study, costs, device, jobs)
+        tasks = studies.tasks(study, {name: cost.seconds for name, cost in costs.items()}, device, jobs)
     check()
-    began, console = time.monotonic(), Console(stderr=True, highlight=False)
-    columns = (BarColumn(), TextColumn("{task.completed:.0%}"), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, disable=not todo) as bar:
-        shown = bar.add_task(f"{runs} runs", total=1.0)
-        said = began
-
-        def on_event(event: Event) -> None:
-            nonlocal said
-            share = event.cost_done / event.cost_total if event.cost_total else 1.0
-            spent = time.monotonic() - began
-            left = _time_left(spent, event.cost_done, event.cost_total, jobs)
-            text = f"{event.done} of {event.total} runs, {duration(spent)} so far, {left}"
-            bar.update(shown, completed=share, description=text)
-            if not console.is_terminal and time.monotonic() - said > 15:  # a log gets a line now and then
-                said = time.monotonic()
-                print(text, flush=True)
-
-        return sweep(
+    began, started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    with _bar(sum(task.runs for task in tasks), jobs, shown=bool(todo)) as on_event:
+        outcome = sweep(
             tasks,
             "landscope.engine:work",
             root=study.root,
             jobs=jobs,
             finished=lambda task: studies.is_finished(study, task),
             on_event=on_event,
+            workers=workers,
         )
+    if outcome.cpu_seconds:
+        with suppress(OSError):  # a disk that is full: the outcome says so
+            studies.note_sitting(
+                study,
+                began=began,
+                seconds=round(time.monotonic() - started, 3),
+                cpu_seconds=round(outcome.cpu_seconds, 3),
+                predicted_seconds=round(wall_seconds(costs, jobs), 3),
+                runs=sum(task.runs for task in tasks if task.key in outcome.statuses),
+                processes=jobs,
+                device=device,
+            )
+    return outcome
+
+
+@contextmanager
+def _bar(runs: int, jobs: int, shown: bool) -> "Iterator[Callable[[Event], None]]":
+    """A progress bar with the time left; inside, call what it gives with every event."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from landscope.prediction import duration
+
+    began = said = time.monotonic()
+    console = Console(stderr=True, highlight=False)
+    columns = (BarColumn(), TextColumn("{task.completed:.0%}"), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, disable=not shown) as bar:
+        line = bar.add_task(f"{runs} runs", total=1.0)
+
+        def on_event(event: "Event") -> None:
+            nonlocal said
+            share = event.cost_done / event.cost_total if event.cost_total else 1.0
+            spent = time.monotonic() - began
+            left = _time_left(spent, event.cost_done, event.cost_total, jobs)
+            text = f"{event.done} of {event.total} runs, {duration(spent)} so far, {left}"
+            bar.update(line, completed=share, description=text)
+            if not console.is_terminal and time.monotonic() - said > 15:  # a log gets a line now and then
+                said = time.monotonic()
+                print(text, flush=True)
+
+        yield on_event
 
 
 def _time_left(spent: float, done: float, total: float, jobs: int) -> str:
     """By the prediction at first, and more and more by the speed seen since."""
+    from landscope.prediction import duration
+
     if total <= done:
         return "finishing"
     predicted = (total - done) / jobs

@@ -319,7 +319,7 @@ def sized(data: Data) -> Data:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for the record; nothing of it decides a result."""
+    """Versions, machine and date (UTC), for the record; nothing of it decides a result."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
     return {
         "landscope": importlib.metadata.version("landscope"),
@@ -328,4 +328,5 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }

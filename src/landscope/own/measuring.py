@@ -21,10 +21,11 @@ from landscope.linalg.progress import Progress, listening
 from landscope.own.checkpoints import build, load_checkpoint, load_into
 from landscope.own.facts import data_facts, fingerprint, print_values, sampled, told, values_json
 from landscope.own.wanted import Wanted
+from landscope.prediction import duration
 from landscope.report import measures_html
 from landscope.spec import Call, canonical, derive, key
 from landscope.store import publish
-from landscope.terminal import duration, plain, progress
+from landscope.terminal import plain, progress
 
 LONG = 2.0  # seconds that a measure may take before it is said how much is left
 OFTEN = 15.0  # seconds between two lines in a log

@@ -1,4 +1,4 @@
-"""What an experiment found, as one self-contained HTML file, as JSON for programs, and as files for a paper.
+"""What an experiment found, as one self-contained HTML file, as JSON for programs, as text, and as files for a paper.
 
 A report is made of facts that somebody else gathered (`Report`): nothing here reads a store, trains or judges, and
 nothing imports PyTorch. The page opens offline, asks for nothing, runs only the two scripts whose hashes its own
@@ -14,6 +14,7 @@ from landscope.report.markup import TABLE_ROWS, data_table
 from landscope.report.network import measures_html
 from landscope.report.page import headline, to_html
 from landscope.report.ranking import ranking_html
+from landscope.report.record import to_markdown
 from landscope.report.texts import compact
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "to_html",
     "to_json",
     "to_latex",
+    "to_markdown",
     "verdict_table",
     "write_figure",
     "write_table",

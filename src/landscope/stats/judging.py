@@ -13,6 +13,7 @@ from landscope.types import Table
 
 ALPHA = 0.05  # of a family: the primary claims of an experiment under one protocol
 UPWARD = ("greater", "trend_up", "at_least")
+EXPLORATORY = ("exploratory", "the claim is not among the primary ones")
 TOLERATED = 0.1  # the share of an arm's runs that may be censored (or, for "supported", diverged)
 
 
@@ -141,7 +142,9 @@ def _gather(claim: Claim, table: Table, seeds: Sequence[int]) -> _Evidence:
             (p for p in parts if p.word not in (None, "exploratory")), key=lambda p: p.word == "descriptive"
         )
         word, reason = (blocked[0].word, blocked[0].reason) if blocked else (None, "")
-        return _Evidence(claim, None, word or (None if claim.primary else "exploratory"), reason, parts)
+        if word is None and not claim.primary:
+            word, reason = EXPLORATORY
+        return _Evidence(claim, None, word, reason, parts)
     if not len(table):
         return _Evidence(claim, None, "not testable", "no run is finished yet")
     if claim.statistic is None:
@@ -173,10 +176,10 @@ def _blocked(claim: Claim, units: Units) -> tuple[str | None, str]:
                 f"{share:.0%} of the runs with {arm} never reach the step at which the arms are compared",
             )
     if not claim.primary:
-        return "exploratory", "the claim is not among the primary ones"
+        return EXPLORATORY
     if units.n < units.least:
-        many = units.unit if units.n == 1 else f"{units.unit}s"
-        return "descriptive", f"{units.n} {many} are too few for a verdict, which needs at least {units.least}"
+        many = f"{units.unit} is" if units.n == 1 else f"{units.unit}s are"
+        return "descriptive", f"{units.n} {many} too few for a verdict, which needs at least {units.least}"
     return None, ""
 
 

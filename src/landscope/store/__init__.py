@@ -4,10 +4,11 @@
     <run key>/run.json                published last: the run is finished; SHA-256 of what belongs to it
     <run key>/history.jsonl           what was recorded while training, a line each
     <run key>/weights.safetensors     the states that were kept
-    <run key>/environment.json        versions, host, seconds: the only file that may differ between two machines
+    <run key>/environment.json        versions, host, seconds: the only file of a run that two machines may differ in
     <run key>/values/<cell key>.json  what was measured on one state, big arrays beside it
     <run key>/partial.safetensors     the checkpoint of a run that is not finished
-    plans/<key>/                      what was planned and claimed, as it stood before the first run
+    plans/<key>/                      what was planned and claimed, as it stood before the first run; in its
+                                      environment.json, which may differ as a run's may, what its sittings took
     .cache, .working                  disposable
 
 Every reader verifies what it reads. A file that fails is treated as absent by whoever can compute it anew (the same
@@ -17,8 +18,8 @@ command does), and named by `verify`. Nothing depends on locks, clocks or mtimes
 from landscope.files import Damaged, StoreFull, publish
 from landscope.store.cells import values, write_values
 from landscope.store.database import sql, table
-from landscope.store.declared import declare, plans
-from landscope.store.tables import resolve_step, results
+from landscope.store.declared import add_sitting, declare, plans, sittings
+from landscope.store.tables import resolve_step, results, settings
 from landscope.store.training import (
     drop_partial,
     environment,
@@ -38,6 +39,7 @@ from landscope.store.upkeep import clean, verify, writable
 __all__ = [
     "Damaged",
     "StoreFull",
+    "add_sitting",
     "clean",
     "declare",
     "drop_partial",
@@ -54,6 +56,8 @@ __all__ = [
     "run_record",
     "runs",
     "save_partial",
+    "settings",
+    "sittings",
     "sql",
     "states",
     "table",

@@ -1,4 +1,4 @@
-"""What was planned and claimed before the first run: written once, never overwritten."""
+"""What was planned and claimed before the first run, written once and never overwritten; and what it took."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from landscope.files import folder, publish, read_sealed, seal
 from landscope.spec import key
-from landscope.store.training import KEY
+from landscope.store.training import KEY, or_none
 
 
 def declare(
@@ -41,6 +41,29 @@ def publish_once(path: Path, content: Mapping[str, Any]) -> None:
     """Seal ``content`` in a file, unless there is one: of several processes at once, one writes."""
     if not path.exists():
         publish(path, seal(content), replace=False)
+
+
+def add_sitting(root: Path, plan: Mapping[str, Any], sitting: Mapping[str, Any]) -> None:
+    """Note what one sitting of a plan took: when it began, its seconds, its processes. No result depends on it.
+
+    Of two processes that end at the same moment one may not be noted: times are not worth a lock.
+
+    Args:
+        root: The store.
+        plan: As given to `declare`.
+        sitting: JSON values.
+
+    Raises:
+        StoreFull, OSError: where it cannot be written.
+    """
+    path = folder(root, "plans", key(plan)) / "environment.json"
+    publish(path, seal({"sittings": [*sittings(root, plan), dict(sitting)]}))
+
+
+def sittings(root: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was noted of the sittings of a plan, in order; those that were killed have left no note."""
+    found = or_none(read_sealed, root / "plans" / key(plan) / "environment.json")
+    return found["sittings"] if found else []
 
 
 def plan_folders(root: Path) -> list[Path]:

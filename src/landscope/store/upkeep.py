@@ -41,6 +41,7 @@ def _checks(root: Path) -> Iterator[Callable[[], Any]]:
     for path in plan_folders(root):
         yield lambda path=path: read_sealed(path / "plan.json")
         yield lambda path=path: read_sealed(path / "claims.json")
+        yield lambda path=path: read_sealed(path / "environment.json")
 
 
 def _own_record(path: Path, run: str) -> None:

@@ -8,6 +8,7 @@ from landscope.study.doing import (
     is_finished,
     members,
     missing_runs,
+    note_sitting,
     tasks,
 )
 from landscope.study.finding import Study, begin, check, resume
@@ -27,6 +28,7 @@ __all__ = [
     "judged_tables",
     "members",
     "missing_runs",
+    "note_sitting",
     "report",
     "results",
     "resume",

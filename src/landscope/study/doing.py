@@ -118,6 +118,11 @@ def declare(study: Study) -> list[str]:
     return changed(store.declare(study.root, plan_of(study), now, executors), now)
 
 
+def note_sitting(study: Study, **facts: Any) -> None:
+    """Note in the store what a sitting took; see `landscope.store.add_sitting`."""
+    store.add_sitting(study.root, plan_of(study), facts)
+
+
 def changed(declared: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The texts of claims that are not as declared; all of them where what they are judged on is not.
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import landscope.store as store
+from landscope.prediction import duration
 from landscope.report import Report
 from landscope.spec import (
     Claim,
@@ -102,7 +103,7 @@ def report(study: Study) -> Report:
         counts={name: _counts(keys, table, name) for name, keys in runs.items()},
         command=study.command(),
         environment=_environment(study, runs),
-        plan={"data": repr(study.source), "executor": executor_words(study)},
+        plan={"data": repr(study.source), "fingerprint": _fingerprint(study), "executor": executor_words(study)},
         post_hoc=post_hoc,
         replication=verdicts(study, table, later) if len(later) else (),
         replication_seeds=f"seeds {later.start} to {later.stop - 1}" if len(later) else "",
@@ -135,10 +136,42 @@ def _counts(keys: Iterable[str], table: Table, protocol: str) -> dict[str, int]:
 
 
 def _environment(study: Study, runs: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The environment of the runs: one value where all agree, else all of them."""
-    found: dict[str, dict[str, None]] = {}
-    for name in dict.fromkeys(run for keys in runs.values() for run in keys):
-        for what, value in (store.environment(study.root, name) or {}).items():
+    """The environment of the runs: one value where all agree, else all of them; and what they took."""
+    found: dict[str, set[str]] = {}
+    noted = [
+        store.environment(study.root, name) for name in dict.fromkeys(run for keys in runs.values() for run in keys)
+    ]
+    made = [facts for facts in noted if facts is not None]
+    for facts in made:
+        for what, value in facts.items():
             if not what.endswith("_seconds"):
-                found.setdefault(what, {})[str(value)] = None
-    return {what: ", ".join(values) for what, values in found.items()}
+                found.setdefault(what, set()).add(str(value))
+    training = sum(facts.get("training_seconds", 0.0) for facts in made)
+    return {what: ", ".join(sorted(values)) for what, values in found.items()} | _took(study, len(made), training)
+
+
+def _took(study: Study, made: int, training: float) -> dict[str, str]:
+    """What the runs took, in words; one that was killed has left no note, and an old store has none."""
+    if not made:
+        return {}
+    found = {"training alone": f"{duration(training)} of one thread, {made:,} networks"}
+    sittings = store.sittings(study.root, plan_of(study))
+    if not sittings:
+        return found
+    wall, cpu = (sum(sitting[name] for sitting in sittings) for name in ("seconds", "cpu_seconds"))
+    processes = " or ".join(dict.fromkeys(str(sitting["processes"]) for sitting in sittings))
+    of = "" if len(sittings) == 1 else f" in {len(sittings)} sittings"
+    noted = sum(sitting["runs"] for sitting in sittings)
+    few = f" (for {noted:,} networks; of the others it was not noted)" if noted < made else ""
+    first = sittings[0]
+    return found | {
+        "wall time": f"{duration(wall)} with {processes} processes{of}{few}",
+        "processor time": f"{duration(cpu)}, measuring included",
+        "predicted": f"{duration(first['predicted_seconds'])}, before the {'first ' if of else ''}sitting",
+    }
+
+
+def _fingerprint(study: Study) -> str:
+    """What tells the data from others of their name: the hash of their files, or what makes them."""
+    made = f"none: made by {study.source.call.name} (revision {study.source.call.revision}) from each run's seed"
+    return study.source.content or made

@@ -13,7 +13,8 @@ A worker calls ``work(payload, root, control) -> status``:
 """
 
 from landscope.sweep.driver import sweep
+from landscope.sweep.processes import Worker, pool
 from landscope.sweep.tasks import Event, Failure, Outcome, Task
 from landscope.sweep.worker import Control
 
-__all__ = ["Control", "Event", "Failure", "Outcome", "Task", "sweep"]
+__all__ = ["Control", "Event", "Failure", "Outcome", "Task", "Worker", "pool", "sweep"]

@@ -32,6 +32,7 @@ def sweep(
     on_event: Callable[[Event], None] | None = None,
     grace: float = 4.0,
     timeout: float | None = None,
+    workers: list[Worker] | None = None,
 ) -> Outcome:
     """Do the tasks that are not finished, in ``jobs`` processes; failures are values in the outcome.
 
@@ -47,6 +48,7 @@ def sweep(
         on_event: Called in this process and thread.
         grace: Seconds that a worker has for a checkpoint.
         timeout: Seconds after which a task is taken to hang; None waits for ever.
+        workers: A `pool`, whose workers are used, and in which those that are idle at the end are left; None ends them.
 
     Raises:
         ValueError: for a task whose key is not hexadecimal, two different tasks of one key, or ``jobs`` below 1.
@@ -59,7 +61,7 @@ def sweep(
             raise ValueError(f"a task's key is hexadecimal, not {task.key!r}")
         if unique.setdefault(task.key, task).payload != task.payload:
             raise ValueError(f"two different tasks have the key {task.key}")
-    driver = _Driver(list(unique.values()), work, root, jobs, finished, on_event or (lambda _: None), timeout)
+    driver = _Driver(list(unique.values()), work, root, jobs, finished, on_event or (lambda _: None), timeout, workers)
     with _signals(driver.signals):
         try:
             driver.run(grace)
@@ -98,6 +100,7 @@ class _Driver:
     finished: Callable[[Task], bool]
     on_event: Callable[[Event], None]
     timeout: float | None
+    pool: list[Worker] | None = None
     signals: "collections.deque[str]" = field(default_factory=collections.deque)
     pending: "collections.deque[Task]" = field(default_factory=collections.deque)
     waiting: list[Task] = field(default_factory=list)  # for tasks that they come after
@@ -113,6 +116,7 @@ class _Driver:
     failures: list[Failure] = field(default_factory=list)
     stopped: str | None = None
     message: str = ""
+    cpu: float = 0.0
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def run(self, grace: float) -> None:
@@ -120,6 +124,8 @@ class _Driver:
         weights = weights_of(self.tasks)
         for task in sorted(self.tasks, key=lambda task: -weights[task.key]):  # stable: equal costs keep their order
             self._skip(task) if self.finished(task) else self.pending.append(task)
+        while self.pool:
+            self._employ(self.pool.pop())
         deadline = None
         while self._open() if self.stopped is None else self._busy():
             if self.signals and self.stopped is None:
@@ -143,7 +149,8 @@ class _Driver:
     def outcome(self) -> Outcome:
         settled = {*self.statuses, *self.skipped, *(failure.task.key for failure in self.failures)}
         remaining = tuple(task.key for task in self.tasks if task.key not in settled)
-        return Outcome(self.statuses, tuple(self.skipped), tuple(self.failures), remaining, self.stopped, self.message)
+        failures, skipped = tuple(self.failures), tuple(self.skipped)
+        return Outcome(self.statuses, skipped, failures, remaining, self.stopped, self.message, self.cpu)
 
     # choosing
 
@@ -213,7 +220,9 @@ class _Driver:
     # workers
 
     def _hire(self) -> Worker:
-        worker = start()
+        return self._employ(start())
+
+    def _employ(self, worker: Worker) -> Worker:
         for pipe, handle in ((worker.said, self._hear), (worker.output, self._overhear)):
             self.selector.register(pipe, selectors.EVENT_READ, lambda w=worker, h=handle: h(w))
         self.workers.append(worker)
@@ -259,6 +268,8 @@ class _Driver:
             self._tell("progress", task, message["report"])
         else:
             worker.task = None
+            self.cpu += message["cpu"] - worker.cpu
+            worker.cpu = message["cpu"]
             self._release(task)
             if "failed" in message:
                 self._fail(Failure(task, **message["failed"]))
@@ -310,10 +321,13 @@ class _Driver:
             self._stop("start", f"worker processes cannot be started: {failure.error}")
 
     def _dismiss(self, worker: Worker) -> None:
+        self._part(worker)
+        end(worker)
+
+    def _part(self, worker: Worker) -> None:
         for pipe in (worker.said, worker.output):
             if pipe in self.selector.get_map():
                 self.selector.unregister(pipe)
-        end(worker)
         self.workers.remove(worker)
 
     # ending
@@ -346,7 +360,11 @@ class _Driver:
         for worker in list(self.workers):
             if worker.task is not None:
                 self._release(worker.task)
-            self._dismiss(worker)
+            if self.pool is not None and worker.task is None and not worker.leaving:
+                self._part(worker)
+                self.pool.append(worker)
+            else:
+                self._dismiss(worker)
         self.selector.close()
         with suppress(OSError):
             (self.root / ".working").rmdir()  # only where no other driver is at work

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class Worker:
     fraction: float = 0.0
     buffer: bytes = b""
     printed: bytes = b""
+    cpu: float = 0.0  # seconds, as it last said
 
 
 def start() -> Worker:
@@ -65,6 +66,17 @@ def start() -> Worker:
     for pipe in (said, output):
         os.set_blocking(pipe, False)
     return Worker(process, said, output, told)
+
+
+@contextmanager
+def pool() -> Iterator[list[Worker]]:
+    """Where a sweep leaves its idle workers for the next, so that imports are paid once; they are ended with it."""
+    kept: list[Worker] = []
+    try:
+        yield kept
+    finally:
+        for worker in kept:
+            end(worker)
 
 
 def send(worker: Worker, message: Mapping[str, Any]) -> None:

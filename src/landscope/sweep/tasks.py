@@ -80,6 +80,7 @@ class Outcome:
         remaining: Keys of the tasks not done because the sweep was stopped.
         stopped: None, "SIGINT", "SIGTERM", "SIGHUP", "full" (no space left) or "start" (no worker starts).
         message: One line for the user where the sweep was stopped, else "".
+        cpu_seconds: Processor time of the workers, up to their last task's end.
     """
 
     statuses: Mapping[str, Mapping[str, Any]]
@@ -88,6 +89,7 @@ class Outcome:
     remaining: tuple[str, ...]
     stopped: str | None = None
     message: str = ""
+    cpu_seconds: float = 0.0
 
     @property
     def complete(self) -> bool:

@@ -86,7 +86,7 @@ def serve(hear: int, say: int, driver: int) -> None:
                 with suppress(Exception):  # the task says what is wrong with it
                     importlib.import_module(message["work"].partition(":")[0])
                 control._say({"ready": os.getpid()})
-            control._say(_done(message, control) | {"leaving": control.stopping})
+            control._say(_done(message, control) | {"leaving": control.stopping, "cpu": time.process_time()})
             if os.getpid() != control._pid:  # work has forked, and this is the other one
                 break
     with suppress(OSError, ValueError):
