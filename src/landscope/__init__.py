@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from landscope.figures import Figure as Figure
     from landscope.kernels import infinite_ntk as infinite_ntk
     from landscope.kernels import ntk as ntk
+    from landscope.landscapes import Directions as Directions
+    from landscope.landscapes import Landscape as Landscape
+    from landscope.landscapes import interpolation as interpolation
+    from landscope.landscapes import line as line
+    from landscope.landscapes import plane as plane
+    from landscope.landscapes import ray as ray
     from landscope.linalg import BlockSpectrum as BlockSpectrum
     from landscope.linalg import Density as Density
     from landscope.linalg import Diagonal as Diagonal
@@ -58,6 +64,7 @@ _EXPORTS = {
     "engine": ("measure",),
     "figures": ("Figure",),
     "kernels": ("infinite_ntk", "ntk"),
+    "landscapes": ("Directions", "Landscape", "interpolation", "line", "plane", "ray"),
     "linalg": (
         "BlockSpectrum",
         "Density",
@@ -86,6 +93,7 @@ _MODULES = (
         "data",
         "experiments",
         "kernels",
+        "landscapes",
         "layers",
         "linalg",
         "losses",
@@ -105,9 +113,11 @@ __all__ = [
     "Claim",
     "Density",
     "Diagonal",
+    "Directions",
     "Estimate",
     "Experiment",
     "Figure",
+    "Landscape",
     "Monitor",
     "Operator",
     "Progress",
@@ -128,13 +138,17 @@ __all__ = [
     "ggn",
     "hessian",
     "infinite_ntk",
+    "interpolation",
     "judge",
     "key",
     "lightning_callback",
+    "line",
     "log_determinant",
     "measure",
     "monitor",
     "ntk",
+    "plane",
+    "ray",
     "spectrum",
     "trace",
     "trace_squared",
