@@ -111,13 +111,21 @@ class Problem:
         return self._called(_Within(self.space.model), weights, work)
 
     def _called(self, wrapped: nn.Module, weights: tuple[Tensor, ...], batch: Any) -> Any:
-        state = {f"model.{n}": w for n, w in zip(self.space.names, weights, strict=True)}
-        for name, p in self.space.model.named_parameters():
-            state.setdefault(f"model.{name}", _cast(p.detach(), self.space))
-        for name, buffer in self.space.model.named_buffers():
-            # A copy where BatchNorm writes on it, which a graph that is used again could not bear.
-            state[f"model.{name}"] = _cast(buffer.clone() if self.frozen else buffer, self.space)
-        return functional_call(wrapped, state, (batch,))
+        given = {id(p): w for p, w in zip(self.space.parameters(), weights, strict=True)}
+        state = {}
+        # Every module once and tied tensors by hand: where a module is used twice, functional_call's own tying puts the
+        # replaced tensor back in the place of the parameter.
+        for place, module in self.space.model.named_modules(prefix="model"):
+            for name, p in module.named_parameters(recurse=False):
+                if id(p) not in given:
+                    given[id(p)] = _cast(p.detach(), self.space)
+                state[f"{place}.{name}"] = given[id(p)]
+            for name, buffer in module.named_buffers(recurse=False):
+                if id(buffer) not in given:
+                    # A copy where BatchNorm writes on it, which a graph that is used again could not bear.
+                    given[id(buffer)] = _cast(buffer.clone() if self.frozen else buffer, self.space)
+                state[f"{place}.{name}"] = given[id(buffer)]
+        return functional_call(wrapped, state, (batch,), tie_weights=False)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
