@@ -22,7 +22,16 @@ SCALES = [(name, scale) for name in NAMES for scale in experiments.load(name).se
 
 
 def pictures(
-    seed: int, cache: object, /, *, train: int = 50_000, valid: int = 0, test: int = 10_000, label_noise: float = 0.0
+    seed: int,
+    cache: object,
+    /,
+    *,
+    train: int = 50_000,
+    valid: int = 0,
+    test: int = 10_000,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    label_noise: float = 0.0,
 ) -> None:
     """Stands for a data set that is not here: planning draws nothing."""
     raise AssertionError("planning reads no data")
@@ -31,12 +40,13 @@ def pictures(
 class Fake:
     """A `Source` of an image set's sizes, for scales whose data are not embedded."""
 
-    outputs, task, n_test = 10, "classification", 10_000
+    task, n_test = "classification", 10_000
 
     def __init__(self, name="cifar10"):
-        self.name, self.shape, self.n_train = {
-            "cifar10": ("cifar10", (3, 32, 32), 50_000),
-            "mnist": ("mnist", (1, 28, 28), 60_000),
+        self.name, self.shape, self.n_train, self.outputs = {
+            "cifar10": ("cifar10", (3, 32, 32), 50_000, 10),
+            "cifar100": ("cifar100", (3, 32, 32), 50_000, 100),
+            "mnist": ("mnist", (1, 28, 28), 60_000, 10),
         }[name]
 
     def draw(self, **settings):
@@ -56,7 +66,8 @@ def experiment(request):
 def test_something_is_discovered_and_described():
     assert "johannsen2026_batch_size" in NAMES
     for name, line in experiments.names().items():
-        assert re.fullmatch(r"[a-z]+(19|20)\d\d[a-z]?_[a-z0-9_]+", name)
+        # A paper whose authors are not known is named after its method.
+        assert re.fullmatch(r"([a-z]+(19|20)\d\d[a-z]?|flatness_aware)_[a-z0-9_]+", name)
         assert 20 <= len(line) <= 120
 
 

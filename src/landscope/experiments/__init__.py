@@ -1,7 +1,7 @@
 """Experiments: one file is one experiment of one paper, and a new file is all that a new one needs.
 
-A file is named ``<first author><year>_<topic>.py``, its docstring's first line describes it, and it defines
-``EXPERIMENT``.
+A file is named ``<first author><year>_<topic>.py`` (``<method>_<topic>.py`` where the authors are not known), its
+docstring's first line describes it, and it defines ``EXPERIMENT``.
 """
 
 import ast
