@@ -30,6 +30,7 @@ FEWER: dict[str, dict[str, Any]] = {  # for speed alone
     "keskar_sharpness": {"epsilons": (0.001,), "iterations": 3},
     "hessian_spectrum": {"top": 2, "bottom": 1, "probes": 3, "steps": 4},
     "relative_spectrum": {"probes": 3},
+    "basin_volume": {"rays": 4, "cutoffs": (0.1, 0.3)},
     "per_layer_curvature": {"steps": 36, "probes": 2},
 }
 
