@@ -13,6 +13,7 @@ from landscope.types import Table
 
 FAMILIES = ("penalty", "GGN penalty", "weight decay", "SAM")  # each with the run without any as one of its settings
 NONE = "penalty 0"
+LEAST = math.log(0.9)  # a tenth less is the least that is called flatter
 ALONG = ("mean_flatness", "best_accuracy", "selected_accuracy")  # of all looks, where there are several
 _PENALTY = "regularizers.flatness"
 
@@ -203,7 +204,7 @@ def by_dose(
         families: Which of `FAMILIES`.
 
     Returns:
-        The figure; None where there are no values.
+        The figure; None where there are no values, or those of one of several families.
     """
     panels, said = [], []
     for protocol, table in tables.items():
@@ -219,7 +220,7 @@ def by_dose(
             ticks = (range(len(doses)), [f"{dose:g}" for dose in doses])
             panels.append(Panel(where, Axis(_DOSES[family], ticks=ticks), Axis(label, log=log), tuple(series)))
             said.append(f"{where}: {'; '.join(ends)}")
-    if not panels:
+    if len(panels) < min(2, len(families)):  # one family alone is compared with nothing
         return None
     kind = "geometric means" if log else "means"
     finding = f"{_what(label)}, {kind} over seeds. {'. '.join(said)}."
@@ -307,8 +308,54 @@ def _what(label: str) -> str:
     return plain[0].upper() + plain[1:]
 
 
+_SQUARED = "(loss per squared weight)²"
+# By name: title, columns with their names in the legend, vertical axis, and how it is drawn.
+_DRAWN: dict[str, tuple[str, Columns, str, dict[str, Any]]] = {
+    "accuracy": (
+        "Test accuracy against λ",
+        (
+            ("test_accuracy", "at the end"),
+            ("selected_accuracy", "at the epoch that validation selects"),
+            ("best_accuracy", "best epoch, selected on test"),
+        ),
+        "test accuracy (%)",
+        {"times": 100.0},
+    ),
+    "curvature": (
+        "Tr(H²) of the training loss at the end against λ",
+        (("hessian_trace_squared", "Tr(H²)"),),
+        f"Tr(H²) at the end ({_SQUARED})",
+        {"log": True},
+    ),
+    "mean-flatness": (
+        "The paper's flatness against λ, measured without the penalty, too",
+        (("mean_flatness", "mean over training"), ("batch_flatness", "at the end")),
+        f"Tr(H²)/B of batches ({_SQUARED})",
+        {"log": True},
+    ),
+    "achieved-loss": (
+        "How far the networks were trained",
+        (("train_loss", "training loss"), ("test_loss", "test loss")),
+        "loss at the end (nats)",
+        {"log": True},
+    ),
+    "other-penalties": (
+        "Accuracy at the end, with each penalty's settings",
+        (("test_accuracy", "test"), ("valid_accuracy", "validation")),
+        "accuracy at the end (%)",
+        {"times": 100.0, "families": FAMILIES},
+    ),
+    "other-curvatures": (
+        "Tr(H²) at the end, with each penalty's settings",
+        (("hessian_trace_squared", "Tr(H²)"),),
+        f"Tr(H²) at the end ({_SQUARED})",
+        {"log": True, "families": FAMILIES},
+    ),
+}
+
+
 def figures(results: Table, runs: Sequence[str]) -> list[Figure]:
-    """All figures, of the protocols named."""
+    """All figures, of the protocols named; other penalties those of the first alone."""
     looks = {
         name: Table.of(row for row in results.rows() if row["protocol"] == name and row["status"] == "done")
         for name in runs
@@ -316,64 +363,10 @@ def figures(results: Table, runs: Sequence[str]) -> list[Figure]:
     looks = {name: table for name, table in looks.items() if len(table)}
     ends = {name: with_arms(table) for name, table in looks.items()}
     first = dict(list(ends.items())[:1])
-    accuracies = (
-        ("test_accuracy", "at the end"),
-        ("selected_accuracy", "at the epoch that validation selects"),
-        ("best_accuracy", "best epoch, selected on test"),
-    )
-    drawn = (
-        by_dose(ends, "accuracy", "Test accuracy against λ", accuracies, "test accuracy (%)", times=100),
-        by_dose(
-            ends,
-            "curvature",
-            "Tr(H²) of the training loss at the end against λ",
-            (("hessian_trace_squared", "Tr(H²)"),),
-            "Tr(H²) at the end ((loss per squared weight)²)",
-            log=True,
-        ),
-        by_dose(
-            ends,
-            "mean-flatness",
-            "The paper's flatness against λ, measured without the penalty, too",
-            (("mean_flatness", "mean over training"), ("batch_flatness", "at the end")),
-            "Tr(H²)/B of batches ((loss per squared weight)²)",
-            log=True,
-        ),
-        by_dose(
-            ends,
-            "achieved-loss",
-            "How far the networks were trained",
-            (("train_loss", "training loss"), ("test_loss", "test loss")),
-            "loss at the end (nats)",
-            log=True,
-        ),
-        by_dose(
-            first,
-            "other-penalties",
-            "Test accuracy at the end, with each penalty's settings",
-            (("test_accuracy", "test"), ("valid_accuracy", "validation")),
-            "accuracy at the end (%)",
-            times=100,
-            families=FAMILIES,
-        ),
-        by_dose(
-            first,
-            "other-curvatures",
-            "Tr(H²) at the end, with each penalty's settings",
-            (("hessian_trace_squared", "Tr(H²)"),),
-            "Tr(H²) at the end ((loss per squared weight)²)",
-            log=True,
-            families=FAMILIES,
-        ),
-        along_training(
-            looks,
-            "flatness-along-training",
-            "The paper's flatness along training",
-            "batch_flatness",
-            "Tr(H²)/B of batches ((loss per squared weight)²)",
-        ),
-    )
+    drawn = [
+        by_dose(first if "families" in how else ends, name, title, columns, label, **how)
+        for name, (title, columns, label, how) in _DRAWN.items()
+    ]
+    flatness = "The paper's flatness along training", "batch_flatness", f"Tr(H²)/B of batches ({_SQUARED})"
+    drawn.append(along_training(looks, "flatness-along-training", *flatness))
     return [figure for figure in drawn if figure is not None]
-
-
-LEAST = math.log(0.9)  # a tenth less is the least that is called flatter
