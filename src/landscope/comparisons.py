@@ -21,7 +21,7 @@ def against(
     over: str = "batch_size",
     log: bool = True,
 ) -> Figure | None:
-    """A column against the numeric level of the arms: every seed's point, and the mean at each level.
+    """A column against the level of the arms: every seed's point, and the mean at each level.
 
     Args:
         tables: Each protocol's runs, one row a run.
@@ -29,23 +29,27 @@ def against(
         title: The figure's title.
         column: What is drawn.
         label: Its name with its unit.
-        over: The column that tells the arms apart.
+        over: The column that tells the arms apart: numbers, or names, which stand side by side.
         log: Whether the axis is logarithmic and the mean geometric.
 
     Returns:
         The figure; None where no protocol has values.
     """
     panels, said = [], []
+    places: dict[Any, int] = {x: place for place, x in enumerate(_levels(tables, over)) if isinstance(x, str)}
+    names = {place: level for level, place in places.items()}
     for i, (protocol, table) in enumerate(tables.items()):
         rows = _having(table, column, over)
         if not rows:
             continue
         hover = [f"seed {row['seed']}, run {row['run']}" for row in rows]
-        levels, values = [row[over] for row in rows], [row[column] for row in rows]
+        levels: list[Any] = [places.get(row[over], row[over]) for row in rows]
+        values = [row[column] for row in rows]
         series = by_level(protocol, levels, values, i, log=log, hover=hover)
         panels.append(Panel(protocol, _level_axis(tables, over), Axis(label, log=log), series))
         mean = series[-1]
-        said.append(f"{protocol}: {_ends(mean.y, [f'{_word(over)} {x:g}' for x in mean.x])}")
+        named = [names.get(x) or f"{_word(over)} {x:g}" for x in mean.x]
+        said.append(f"{protocol}: {_ends(mean.y, named, every=bool(names))}")
     if not panels:
         return None
     low, high = zip(*(panel.limits()[1] for panel in panels), strict=True)
@@ -97,7 +101,7 @@ def along(
         series: list[Series] = []
         for i, (level, rows) in enumerate(_by_arm(_having(table, column, over), over)):
             seeds, ys = [row["seed"] for row in rows], [row[column] for row in rows]
-            series += curves(f"{_word(over)} {level:,}", rows[0][x], ys, i, log=log, names=seeds)
+            series += curves(_arm(over, level), rows[0][x], ys, i, log=log, names=seeds)
         if series:
             panels.append(Panel(protocol, Axis(x_label, log=True), Axis(label, log=log), tuple(series)))
             means = [s for s in series if not s.faint]
@@ -128,7 +132,7 @@ def configurations(
             (
                 float(mean_interval([row[x] for row in rows], log=True)[0]),
                 float(np.mean([row[y] for row in rows])),
-                f"{_word(over)} {level:,}",
+                _arm(over, level),
             )
             for level, rows in _by_arm([r for r in _having(table, x, over) if r.get(y) is not None], over)
         ]
@@ -175,7 +179,7 @@ def learning(
             steps = sorted(set.intersection(*(set(points) for points in by_seed.values())))
             if steps:
                 ys = [[points[step] for step in steps] for points in by_seed.values()]
-                series += curves(f"{_word(over)} {level:,}", np.array(steps), ys, i, log=True, names=list(by_seed))
+                series += curves(_arm(over, level), np.array(steps), ys, i, log=True, names=list(by_seed))
         if series:
             panels.append(Panel(protocol, Axis("optimizer steps", log=True), Axis(label, log=True), tuple(series)))
             means = [s for s in series if not s.faint]
@@ -197,9 +201,20 @@ def _by_arm(rows: Sequence[dict[str, Any]], over: str) -> list[tuple[Any, list[d
     return [(level, [row for row in rows if row[over] == level]) for level in sorted({row[over] for row in rows})]
 
 
+def _levels(tables: Tables, over: str) -> list[Any]:
+    rows = [row for table in tables.values() if over in table.columns for row in table.rows()]
+    return sorted({row[over] for row in rows if row[over] is not None})
+
+
 def _level_axis(tables: Tables, over: str) -> Axis:
-    levels = sorted({row[over] for table in tables.values() if over in table.columns for row in table.rows()})
+    levels = _levels(tables, over)
+    if levels and isinstance(levels[0], str):
+        return Axis(over, ticks=(range(len(levels)), levels), limits=(-0.5, len(levels) - 0.5))
     return Axis(over.replace("_", " "), log=True, ticks=(levels, [f"{level:,}" for level in levels]))
+
+
+def _arm(over: str, level: Any) -> str:
+    return level if isinstance(level, str) else f"{_word(over)} {level:,}"
 
 
 def _word(over: str) -> str:
@@ -211,9 +226,9 @@ def _what(label: str) -> str:
     return plain[0].upper() + plain[1:]
 
 
-def _ends(values: Sequence[float] | np.ndarray, names: Sequence[str]) -> str:
-    """The first and last value in words."""
-    return ", ".join(f"{_said(values[i])} at {names[i]}" for i in (0, -1))
+def _ends(values: Sequence[float] | np.ndarray, names: Sequence[str], *, every: bool = False) -> str:
+    """The first and last value in words, or every one."""
+    return ", ".join(f"{_said(values[i])} at {names[i]}" for i in (range(len(names)) if every else (0, -1)))
 
 
 def _said(value: float) -> str:

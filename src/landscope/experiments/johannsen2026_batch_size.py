@@ -9,7 +9,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from landscope.comparisons import against, along, configurations, learning
-from landscope.experiments._johannsen2026 import JOHANNSEN
+from landscope.experiments._johannsen2026 import JOHANNSEN, check_batches, chosen, training_samples
 from landscope.figures import Figure
 from landscope.losses import cross_entropy
 from landscope.measures.outcomes import performance
@@ -86,22 +86,20 @@ def arms(scale: str, data: Any) -> Arms:
     """The arms for a scale and data set.
 
     Raises:
-        ValueError: for data that this experiment cannot use.
+        ValueError: for data that this experiment cannot use: without classes, images at the paper's scale, or enough
+            samples for its batches.
     """
-    if data.task != "classification":
-        raise ValueError(f"this experiment compares classifiers, and {data.name} has no classes: give a labelled set")
-    image = len(data.shape) == 3
-    if scale == "paper":
-        if not image:
-            raise ValueError(f"the paper's network is convolutional, and {data.name} holds no images: give cifar10")
-        return PAPER
-    if scale == "smoke":
-        return SMOKE
-    if image:
-        return COLOUR_IMAGES if data.shape[0] > 1 else GREY_IMAGES
-    if data.name == "digits":
-        return DIGITS
-    return replace(DIGITS, data={})  # other small sets: their own default split
+    of = chosen(
+        scale,
+        data,
+        paper=PAPER,
+        smoke=SMOKE,
+        grey=GREY_IMAGES,
+        colour=COLOUR_IMAGES,
+        other=DIGITS if data.name == "digits" else replace(DIGITS, data={}),  # other small sets: their own split
+    )
+    check_batches(of.sizes, training_samples(data, of.data), data.name)
+    return of
 
 
 def _recipe(
@@ -121,9 +119,7 @@ def _recipe(
 
 
 def _epochs(of: Arms, data: Any, size: int, epochs: int) -> int:
-    drawn = dict(data.draw(**of.data).kwargs)
-    train = drawn.get("train") or data.n_train - (drawn.get("valid") or 0)  # by default all that are left
-    return epochs * math.ceil(train / size)
+    return epochs * math.ceil(training_samples(data, of.data) / size)
 
 
 def published(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]:

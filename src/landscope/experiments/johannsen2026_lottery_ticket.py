@@ -10,7 +10,7 @@ import torch
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
+from landscope.experiments._johannsen2026 import JOHANNSEN, chosen
 from landscope.experiments._lottery import arm_difference, arm_ratio, by_density, on_the_line, to_dense, with_arms
 from landscope.figures import Figure
 from landscope.losses import cross_entropy
@@ -99,19 +99,17 @@ def setup(scale: str, data: Any) -> Setup:
     Raises:
         ValueError: for data that this experiment cannot use.
     """
-    check_classes(data)
-    image = len(data.shape) == 3
-    if scale == "paper":
-        if not image:
-            raise ValueError(f"the paper's network is convolutional, and {data.name} holds no images: give cifar10")
-        return PAPER
-    if scale == "smoke":
-        return replace(SMOKE, data=SMOKE.data if data.name == "digits" or image else {})
-    if image:
-        return COLOUR_IMAGES if data.shape[0] > 1 else GREY_IMAGES
-    if data.name == "mnist1d":
-        return SIGNALS
-    return DIGITS if data.name == "digits" else replace(DIGITS, data={})
+    whole = data.name == "digits" or len(data.shape) == 3
+    sets = {"digits": DIGITS, "mnist1d": SIGNALS}
+    return chosen(
+        scale,
+        data,
+        paper=PAPER,
+        smoke=SMOKE if whole else replace(SMOKE, data={}),
+        grey=GREY_IMAGES,
+        colour=COLOUR_IMAGES,
+        other=sets.get(data.name) or replace(DIGITS, data={}),
+    )
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

@@ -223,6 +223,7 @@ def configuration_correlation(
     y: str,
     by: tuple[str, ...],
     block: str | None = None,
+    index: int | None = None,
     where: tuple[tuple[str, Any], ...] = (),
     draws: int = 4999,
 ) -> Units:
@@ -240,6 +241,7 @@ def configuration_correlation(
         y: The other.
         by: The columns that make a configuration.
         block: A column (the data set): only configurations of one block are compared and exchanged.
+        index: Which element of ``x``, where that column holds several numbers.
         where: Further (column, value) that a run must have.
         draws: Bootstrap draws, and permutations.
 
@@ -257,7 +259,8 @@ def configuration_correlation(
         place = tuple(row[name] for name in names)
         seen[place] = seen.get(place, 0) + 1
         if row[x] is not None and row[y] is not None:
-            groups.setdefault(place, []).append((float(row[x]), float(row[y])))
+            first = row[x] if index is None else row[x][index]
+            groups.setdefault(place, []).append((float(first), float(row[y])))
     ids = tuple(sorted(groups, key=repr))
     lost = len(rows) - sum(map(len, groups.values()))
     shared: dict[str, Any] = {"unit": "configuration", "least": 12, "arms": len(seen), "found": len(rows)}
