@@ -273,6 +273,14 @@ def test_all_of_needs_every_part():
     assert all_of(*"ggg").p == all_of("g").p
 
 
+def test_a_conjunction_that_is_only_explored_says_so():
+    part = claim("greater", text="a part")
+    whole = Claim("every one", None, "all_of", parts=(part, part), primary=False)
+    (found,) = judge([whole], {"end": pairs(np.arange(10.0), np.zeros(10))}, 10)
+    assert found.word == "exploratory"
+    assert found.reason == "the claim is not among the primary ones"
+
+
 def test_values_without_spread_go_as_far_as_sign_flips_do():
     same = units([0.5] * 8)
     assert same.p() == 2.0**-7

@@ -19,7 +19,7 @@ from harness import content, finished, recipe, told
 
 from landscope.files import process_name
 from landscope.spec import key
-from landscope.sweep import Control, Event, Outcome, Task, sweep
+from landscope.sweep import Control, Event, Outcome, Task, pool, sweep
 
 
 def task(index: int, cost: float = 1.0, **payload: Any) -> Task:
@@ -100,6 +100,24 @@ def test_one_process_and_two_write_the_same_files(tmp_path: Path) -> None:
         assert outcome.complete
     assert content(tmp_path / "1") == content(tmp_path / "2")
     assert len(content(tmp_path / "1")) == 12 * 6 + 3, "five a run, one a cell, a long array for every fifth"
+
+
+def test_a_pool_serves_one_sweep_after_another_and_ends_with_them(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"jobs": 1, "work": "test_sweep:environment", "finished": lambda _: False}
+    with pool() as workers:
+        first, _ = done(tmp_path, [task(0)], workers=workers, **settings)
+        (worker,) = workers
+        assert worker.process.poll() is None
+        second, _ = done(tmp_path, [task(1)], workers=workers, **settings)
+        assert first.statuses[key(recipe(0))]["pid"] == second.statuses[key(recipe(1))]["pid"] == worker.process.pid
+        assert first.cpu_seconds > 0
+        assert 0 <= second.cpu_seconds < first.cpu_seconds, "the imports are paid once"
+        worker.process.kill()  # one that has died meanwhile is replaced
+        third, _ = done(tmp_path, [task(2)], workers=workers, **settings)
+        assert third.complete
+        (other,) = workers
+        assert other.process.pid != worker.process.pid
+    assert other.process.poll() is not None
 
 
 def test_a_worker_computes_in_one_thread_and_leaves_signals_to_the_driver(

@@ -96,29 +96,24 @@ def show_plan(study: "Study", jobs: int, device: str) -> None:
 
 
 def _print_protocols(study: "Study", costs: "dict[str, Cost]") -> None:
-    """One row for the networks of a protocol that begin alike and are trained alike; below, in what they differ."""
+    """One row for the networks of a protocol that are trained alike from a like beginning; below, what differs."""
     from landscope.types import Table
 
-    rows, notes = [], []
-    for protocol in study.experiment.runs:
-        mine = [recipe for name, recipe in study.runs(1) if name == protocol]
-        alike: dict[tuple[Any, ...], list[Recipe]] = {}
-        for recipe in mine:
-            alike.setdefault(_training(recipe), []).append(recipe)
-        for training, recipes in alike.items():
-            rows.append({"protocol": protocol} | dict(training) | _each(recipes, costs))
-        notes += [f"  {protocol}: {line}" for line in _differing(mine)]
-    print_table(Table.of(rows))
-    if notes:
-        print("What differs between the networks of a seed:")
-        for note in notes:
-            print(textwrap.fill(plain(note), _console().width, initial_indent="  ", subsequent_indent="    "))
+    alike: dict[tuple[Any, ...], list[Recipe]] = {}
+    runs = study.runs(1)
+    for protocol, recipe in runs:
+        alike.setdefault((("protocol", protocol), *_training(recipe)), []).append(recipe)
+    print_table(Table.of(dict(row) | _each(recipes, costs) for row, recipes in alike.items()))
+    notes = _differing(runs)
+    for note in ["What else differs between the networks of a seed:", *notes] if notes else ():
+        indent = "  " if note in notes else ""
+        print(textwrap.fill(plain(note), _console().width, initial_indent=indent, subsequent_indent=2 * indent))
 
 
 def _training(recipe: "Recipe") -> tuple[tuple[str, Any], ...]:
     """How a network is trained, and how it begins: what a row of the plan says."""
     optimizer = f"{recipe.optimizer.name} {dict(recipe.optimizer.kwargs).get('lr', '')}".strip()
-    begins = f", {recipe.start.name}" if recipe.start is not None else ""
+    begins = f", {recipe.start.name.replace('_', ' ')}" if recipe.start is not None else ""
     return (
         ("batch", recipe.batch_size),
         ("optimizer", optimizer + begins),
@@ -144,19 +139,24 @@ def _each(recipes: "Sequence[Recipe]", costs: "Mapping[str, Cost]") -> dict[str,
     }
 
 
-def _differing(recipes: "Sequence[Recipe]") -> list[str]:
-    """The settings that differ between recipes and that their rows do not say: name and values, a line each."""
+def _differing(runs: "Sequence[tuple[str, Recipe]]") -> list[str]:
+    """By protocol, the settings that have several values among a seed's runs and that their rows do not say."""
     from landscope.store import settings
 
     shown = {"optimizer", "optimizer.lr", "steps", "order_seed", "start", "schedule.T_max"}
-    found = [settings(recipe) for recipe in recipes]
-    lines = []
-    for name in dict.fromkeys(name for each in found for name in each):
-        values = list(dict.fromkeys(_text(each.get(name)) or "none" for each in found))
-        named = any("@" in value for value in values)  # states of other runs
-        if len(values) > 1 and name not in shown and not named:
-            lines.append(f"{name} {', '.join(values)}")
-    return lines
+    found: dict[str, dict[str, dict[str, None]]] = {}  # setting, protocol, values
+    for protocol, recipe in runs:
+        for name, value in settings(recipe).items():
+            if name not in shown and "@" not in _text(value):  # not the states of other runs
+                found.setdefault(name, {}).setdefault(protocol, {})[_text(value)] = None
+    several = {name: of for name, of in found.items() if len({value for values in of.values() for value in values}) > 1}
+    said: dict[str, list[str]] = {}
+    for name, of in several.items():
+        for protocol, values in of.items():
+            said.setdefault(protocol, []).append(f"{name} {', '.join(values)}")
+    return [
+        f"{protocol}: {'; '.join(said[protocol])}" for protocol in dict.fromkeys(p for p, _ in runs) if protocol in said
+    ]
 
 
 def _predicted(study: "Study", device: str, only: Collection[str] | None = None) -> "dict[str, Cost]":

@@ -110,7 +110,8 @@ def _made(report: Report) -> str:
     there = {name: value for name, value in report.environment.items() if name != "system"}
     facts = {"command": f"`{report.command}`", "date": there.pop("date", "not noted"), "seeds": seeds}
     took = {name: there.pop(name) for name in TIMES if name in there}
-    facts |= {"networks": f"{networks:,}"} | took | dict(report.plan) | there
+    facts |= {"networks": f"{networks:,}"} | took | dict(report.plan)
+    facts |= {name: value for name, value in there.items() if name not in facts}  # the plan's words say more
     return "\n".join(_wrapped(f"- {name}: {value}", "  ") for name, value in facts.items())
 
 
@@ -170,7 +171,7 @@ def _held(held: Mapping[str, Mapping[str, Any]]) -> str:
     """By protocol and quantity, the first and last arm's means and how far all arms lie apart."""
     names = list(dict.fromkeys(name for found in held.values() for name in found))
     rows = []
-    for protocol, found in held.items():
+    for protocol, found in ((name, found) for name, found in held.items() if found):
         cells = []
         for name in names:
             h = found.get(name)
