@@ -139,7 +139,7 @@ def curvature(
     batch: int = 128,
     probes: int = 5,
     numbers: int = 2**20,
-    top: int = 6,
+    top: int = 9,
     rtol: float = 0.2,
     rest: int = 3,
 ) -> dict[str, float | Estimate]:
