@@ -11,10 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from landscope import report as reports
-from landscope import store
+from landscope import store, study
 from landscope.cli import app, running
 from landscope.report import Report, to_markdown
 from landscope.stats import judge, shown, shown_interval
+from landscope.study.saying import _took
 
 ENVIRONMENT = {"date": "2026-01-02", "torch": "2.13.0", "system": "Linux-1.2", "wall time": "4 min 0 s"}
 LINE = made_up.claims()[0].text
@@ -130,6 +131,22 @@ def test_sittings_are_kept_beside_the_plan(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"2.5", b"9.5"))
     assert [damage.path for damage in store.verify(tmp_path)] == [path]
     assert store.sittings(tmp_path, plan) == []  # and so the next one begins anew
+
+
+def test_what_the_sittings_took_is_said_in_words(tmp_path):
+    made = study.begin("johannsen2026_batch_size", "smoke", None, tmp_path)
+    assert _took(made, 0, 0.0) == {}
+    assert _took(made, 26, 90.0) == {"training alone": "1 min 30 s of one thread, 26 networks"}
+    spent = {"seconds": 60.0, "cpu_seconds": 100.0, "predicted_seconds": 50.0, "processes": 2}
+    study.note_sitting(made, **spent, runs=20)
+    said = _took(made, 26, 90.0)
+    assert said["wall time"] == "1 min 0 s with 2 processes (for 20 networks; of the others it was not noted)"
+    assert said["predicted"] == "50 s, before the sitting"
+    study.note_sitting(made, **spent | {"processes": 1}, runs=6)
+    said = _took(made, 26, 90.0)
+    assert said["wall time"] == "2 min 0 s with 2 or 1 processes in 2 sittings"
+    assert said["processor time"] == "3 min 20 s, measuring included"
+    assert said["predicted"] == "50 s, before the first sitting"
 
 
 # --- all experiments ----------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def _took(study: Study, made: int, training: float) -> dict[str, str]:
     few = f" (for {noted:,} networks; of the others it was not noted)" if noted < made else ""
     first = sittings[0]
     return found | {
-        "wall time": f"{duration(wall)} with {processes} processes{of}{few}",
+        "wall time": f"{duration(wall)} with {processes} process{'es' * (processes != '1')}{of}{few}",
         "processor time": f"{duration(cpu)}, measuring included",
         "predicted": f"{duration(first['predicted_seconds'])}, before the {'first ' if of else ''}sitting",
     }
