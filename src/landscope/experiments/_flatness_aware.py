@@ -138,7 +138,7 @@ def curvature(
     *,
     batch: int = 128,
     probes: int = 5,
-    numbers: int = 2**20,
+    numbers: int = 3 * 2**18,
     top: int = 9,
     rtol: float = 0.2,
     rest: int = 3,

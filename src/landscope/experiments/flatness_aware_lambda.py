@@ -380,7 +380,7 @@ EXPERIMENT = Experiment(
         "Directions: ±1 in groups of rows, an unbiased estimate of the same Tr(H²) (docs/methods/flatness.md); the "
         "paper: 5 Rademacher vectors.",
         "Flatness at λ = 0 is measured; the paper's 0.000000 stands for a penalty that was not computed.",
-        "Claims on flatness are judged by Tr(H²) of the loss over training samples (all of digits, 341 of images of "
+        "Claims on flatness are judged by Tr(H²) of the loss over training samples (all of digits, 256 of images of "
         "CIFAR's size) at the end of training; the paper's quantity, Tr(H²)/B of batches in the mean over training, is "
         "shown beside it. Training is looked at after 5 epochs of 10 on digits, 3 on images, all 10 at paper scale.",
         "Inputs: pixels from 0 to 1; the paper does not say. Tr(H²) grows with the fourth power of the inputs' length: "
