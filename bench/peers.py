@@ -18,6 +18,7 @@ PACKAGES = {
     "PyHessian": "pyhessian",
     "curvlinops": "curvlinops-for-pytorch",
     "hessian-eigenthings": "hessian-eigenthings",
+    "loss-landscapes": "loss-landscapes",
 }
 Product = Callable[[Tensor], Tensor]  # columns [dim, k] -> columns [dim, k]
 Pairs = tuple[np.ndarray, Tensor]  # eigenvalues [k], eigenvectors [dim, k]

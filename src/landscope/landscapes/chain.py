@@ -4,6 +4,7 @@ The first layer is affine in its weights: at θ + Σ c_j d_j its outputs are A(�
 The few A are made once, so that the largest matrix product of most such networks is not made at any point.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -30,13 +31,16 @@ class Chain:
         space: All its parameters.
         layers: Linear layers, BatchNorm and activations in order; the first is linear.
         places: Where each parameter lies in a vector of all, by its identity.
+        skip: How many parameters at the beginning are the first layer's alone, which rows need not hold.
         images: A of the origin and of the directions on each batch that has been seen, ``[1 + k, outputs, n]``.
     """
 
     space: Space
     layers: tuple[nn.Module, ...]
     places: Mapping[int, slice]
-    images: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    skip: int = 0
+    images: dict[int, Tensor] = field(default_factory=dict)
+    scratch: dict[bool, Tensor] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -46,38 +50,52 @@ class Chain:
     def outputs(
         self, rows: Tensor, coefficients: Tensor, origin: Tensor, columns: Tensor, inputs: Tensor, keep: bool
     ) -> Tensor:
-        """The outputs ``[points, n, classes]`` (a view of ``[points, classes, n]``).
+        """The outputs ``[points, n, classes]`` (a view of ``[points, classes, n]``), until the next call.
 
         Args:
-            rows: The parameters at each point, ``[points, dim]``.
+            rows: The parameters at each point but the first ``skip``, ``[points, dim − skip]``.
             coefficients: Its coordinates, ``[points, k]``.
             origin: The parameters at 0, ``[dim]``.
             columns: The directions, ``[k, dim]``.
             inputs: ``[n, …]``.
             keep: Whether the first layer's images of these inputs may stay in memory.
         """
-        base, along = self.first(origin, columns, inputs, keep)
-        x = torch.addmm(base.reshape(1, -1), coefficients, along).view(len(rows), *base.shape)
+        images = self.first(origin, columns, inputs, keep)
+        ones = torch.ones_like(coefficients[:, :1])
+        x = self._room(rows, None, (len(rows), *images.shape[1:]))
+        torch.mm(torch.cat([ones, coefficients], 1), images.flatten(1), out=x.view(len(rows), -1))
         for layer in self.layers[1:]:
             x = self._through(layer, x, rows)
         return x.transpose(1, 2)
 
-    def first(self, origin: Tensor, columns: Tensor, inputs: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-        """A(θ) ``[outputs, n]``, and the A(d_j) in a row each."""
+    def first(self, origin: Tensor, columns: Tensor, inputs: Tensor, keep: bool) -> Tensor:
+        """A(θ) and the A(d_j), ``[1 + k, outputs, n]``."""
         key = inputs.data_ptr()
         if key in self.images:
             return self.images[key]
         flat = inputs.flatten(1).T
-        made = [self._image(self.layers[0], vector, flat) for vector in (origin, *columns)]
-        found = made[0], torch.stack(made[1:]).flatten(1)
+        found = torch.stack([self._image(self.layers[0], vector, flat) for vector in (origin, *columns)])
         if keep:
             self.images[key] = found
         return found
 
     def _image(self, layer: Any, vector: Tensor, flat: Tensor) -> Tensor:
-        weight = vector[self.places[id(layer.weight)]].view(layer.weight.shape)
-        image = weight @ flat
-        return image if layer.bias is None else image + vector[self.places[id(layer.bias)]][:, None]
+        of = {name: vector[slice(at.start + self.skip, at.stop + self.skip)] for name, at in self._first_places(layer)}
+        image = of["weight"].view(layer.weight.shape) @ flat
+        return image + of["bias"][:, None] if "bias" in of else image
+
+    def _first_places(self, layer: nn.Module) -> Iterator[tuple[str, slice]]:
+        return ((name, self.places[id(p)]) for name, p in layer.named_parameters())
+
+    def _room(self, like: Tensor, x: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        """Memory that ``x`` is not in, used again each time: fresh memory would cost as much as the products."""
+        size = math.prod(shape)
+        first = self.scratch.get(False)
+        other = x is not None and first is not None and x.untyped_storage().data_ptr() == first.data_ptr()
+        held = self.scratch.get(other)
+        if held is None or len(held) < size:
+            held = self.scratch[other] = like.new_empty(size)
+        return held[:size].view(shape)
 
     def _through(self, layer: Any, x: Tensor, rows: Tensor) -> Tensor:
         if type(layer) is nn.ReLU:
@@ -85,8 +103,10 @@ class Chain:
         if isinstance(layer, nn.Linear):
             held, places = layer._parameters, self.places
             weight, bias = held["weight"], held["bias"]
-            product = torch.bmm(rows[:, places[id(weight)]].view(len(rows), *weight.shape), x)  # type: ignore[union-attr]
-            return product if bias is None else product.add_(rows[:, places[id(bias)]].unsqueeze(2))
+            factor = rows[:, places[id(weight)]].view(len(rows), *weight.shape)  # type: ignore[union-attr]
+            y = self._room(rows, x, (len(rows), factor.shape[1], x.shape[2]))
+            torch.bmm(factor, x, out=y)
+            return y if bias is None else y.add_(rows[:, places[id(bias)]].unsqueeze(2))
         if isinstance(layer, NORMS):
             scale = (layer.running_var + layer.eps).rsqrt().to(x.dtype)  # type: ignore[operator, union-attr]
             scale = scale * rows[:, self.places[id(layer.weight)]] if layer.affine else scale[None]
@@ -120,7 +140,13 @@ def chain_of(space: Space, inputs: Any) -> Chain | None:
     if any(isinstance(layer, NORMS) and layer.running_mean is None for layer in layers):
         return None
     places = {id(p): at for p, at in zip(space.parameters(), space.blocks.values(), strict=True)}
-    return Chain(space, tuple(layers), places)
+    own = {id(p) for p in layers[0].parameters()}
+    alone = not any(id(p) in own for layer in layers[1:] for p in layer.parameters())
+    skip = max(places[i].stop for i in own) if alone else 0
+    if skip > sum(places[i].stop - places[i].start for i in own):  # something else lies before them
+        skip = 0
+    shifted = {i: slice(at.start - skip, at.stop - skip) for i, at in places.items()}
+    return Chain(space, tuple(layers), shifted, skip)
 
 
 def _flat(model: nn.Sequential) -> Iterator[nn.Module]:

@@ -89,7 +89,7 @@ def _checked(problem: Problem, batch: Any, first: bool) -> float:
     targets = taken_apart(batch)[1]
     check_targets(problem.loss, targets)  # type: ignore[arg-type]
     if first and len(targets):
-        few = _picked(batch, torch.arange(min(8, len(targets))))
+        few = picked(batch, torch.arange(min(8, len(targets))))
         outputs, those = problem.outputs(problem.weights(), few)
         check_additive(problem.loss, outputs, those)  # type: ignore[arg-type]
     return float(len(targets))
@@ -134,7 +134,7 @@ def _part(problem: Problem, samples: int, seed: int, batch_size: int) -> Samples
         here = chosen[(chosen >= start) & (chosen < start + size)] - start
         start += size
         if len(here):
-            batch = moved(_picked(raw, torch.from_numpy(here)), problem.space)
+            batch = moved(picked(raw, torch.from_numpy(here)), problem.space)
             _checked(problem, batch, first)
             first = False
             _digest(digest, batch)
@@ -144,7 +144,7 @@ def _part(problem: Problem, samples: int, seed: int, batch_size: int) -> Samples
     return Samples(problem, held, float(samples), float(n), strata, digest.hexdigest())
 
 
-def _picked(batch: Any, rows: Tensor) -> Any:
+def picked(batch: Any, rows: Tensor) -> Any:
     """Some samples of a batch."""
     inputs, targets = taken_apart(batch)
     n = len(targets)

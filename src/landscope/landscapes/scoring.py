@@ -1,5 +1,6 @@
 """Loss and accuracy of many networks' outputs on one batch."""
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.nn import functional
 from landscope.losses import Bregman
 
 FEW = 64  # classes up to which the softmax is faster where the samples lie side by side
+ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss)
 SIGNS = (nn.BCEWithLogitsLoss,)  # losses for which an output above 0 means 1
 
 
@@ -53,9 +55,18 @@ def score(loss: Any, outputs: Tensor, targets: Shaped[Tensor, " n *c"], *, each:
     if _is_plain(loss, outputs[0], targets):
         losses = _cross_entropies(outputs, targets)
         return Scores(losses.mean(1).double() * n, losses if each else None, right)
+    if type(loss) in ELEMENTWISE and targets.dim() > 0 and outputs.shape[1:] == targets.shape and _unweighted(loss):
+        by_element = copy.copy(loss)
+        by_element.reduction = "none"
+        losses = by_element(outputs, targets.to(outputs).expand_as(outputs)).reshape(len(outputs), n, -1).mean(2)
+        return Scores(losses.mean(1).double() * n, losses if each else None, right)
     losses = _mapped(of_each(loss) if each else loss, outputs, targets)
     means = losses.mean(1) if each else losses
     return Scores(means.double() * n, losses if each else None, right)
+
+
+def _unweighted(loss: nn.Module) -> bool:
+    return all(getattr(loss, name, None) is None for name in ("weight", "pos_weight"))
 
 
 def _is_plain(loss: Any, outputs: Tensor, targets: Tensor) -> bool:

@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landscope.curvature.batches import taken_apart
 from landscope.curvature.problem import Problem
 from landscope.landscapes.chain import Chain, chain_of
-from landscope.landscapes.samples import Samples
+from landscope.landscapes.samples import Samples, picked
 from landscope.landscapes.scoring import Scores, has_accuracy, score
 
 WAYS = ("loop", "vmap", "chain")
 POINTS = 128  # in a chunk at the most
-CACHE = 2**20  # bytes that the activations of a pass of a chain should fit into
+CACHE = 2**21  # bytes that a layer's activations in a pass of a chain should fit into
 SLOW = 0.02  # seconds of a pass beyond which it is bound by arithmetic, and more of them at once gain nothing
 AGREE = 1e-3  # by how much ways may differ, relative: more is no rounding
 
@@ -59,9 +59,10 @@ class Surface:
             self.found["origin"] = self.problem.space.point()
         return self.found["origin"]
 
-    def rows(self, coefficients: Tensor) -> Tensor:
-        """The parameters at some points, ``[points, dim]``."""
-        return torch.addmm(self.origin, coefficients.to(self.columns), self.columns)
+    def rows(self, coefficients: Tensor, name: str) -> Tensor:
+        """The parameters at some points, ``[points, dim]``; for a chain those after the first layer's."""
+        skip = self.found["chain"].skip if name == "chain" else 0
+        return torch.addmm(self.origin[skip:], coefficients.to(self.columns), self.columns[:, skip:])
 
 
 @final
@@ -134,7 +135,7 @@ def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _pass(surface: Surface, coefficients: Tensor, name: str) -> dict[str, Tensor]:
     """All sets at a few points."""
-    rows, found, left = surface.rows(coefficients), {}, None
+    rows, found, left = surface.rows(coefficients, name), {}, None
     for of, samples in surface.sets.items():
         tally = Tally(torch.zeros(len(rows), dtype=torch.float64, device=rows.device), left=left)
         _count(surface, samples, coefficients, rows, name, tally)
@@ -272,9 +273,22 @@ def _found(surface: Surface, samples: Samples, coefficients: Tensor, batch: Any)
                 '"auto" takes the fastest'
             )
         return surface.way, sizes[surface.way]
-    if len(sizes) == 1 or len(coefficients) < 2:
+    if (
+        len(sizes) == 1
+        or len(coefficients) < 2
+        or ("chain" not in sizes and _is_slow(surface, samples, coefficients, batch))
+    ):
         return "loop", 1
     return fastest(surface, samples, coefficients, batch, sizes)
+
+
+def _is_slow(surface: Surface, samples: Samples, coefficients: Tensor, batch: Any) -> bool:
+    """Whether an eighth of a batch takes so long that more points at once gain nothing: found out at little cost."""
+    few = picked(batch, torch.arange(-(-len(taken_apart(batch)[1]) // 8)))
+    rows = surface.rows(coefficients[:1], "loop")
+    begin = time.perf_counter()
+    scored(surface, samples, coefficients[:1], rows, few, "loop").loss.item()
+    return time.perf_counter() - begin > SLOW
 
 
 def _sizes(surface: Surface, samples: Samples, batch: Any) -> dict[str, int]:
@@ -310,14 +324,14 @@ def fastest(
     best, least, loop = ("loop", 1), 0.0, Tensor()
     for name, size in sizes.items():
         few = coefficients[:size]
-        rows = surface.rows(few)
+        rows = surface.rows(few, name)
 
         def run(name: str = name, few: Tensor = few, rows: Tensor = rows) -> Tensor:
             found = scored(surface, samples, few, rows, batch, name).loss
             return found if found.device.type == "cpu" else found.cpu()  # which waits for it
 
-        if name == "vmap" and least > SLOW:
-            continue
+        if name == "vmap" and (least > SLOW or "chain" in sizes):
+            continue  # which does the same with less ado
         begin = time.perf_counter()
         try:
             values = run()
@@ -327,8 +341,6 @@ def fastest(
             continue
         if name == "loop":
             loop, least = values, time.perf_counter() - begin
-            if least > SLOW and "chain" not in sizes:
-                return best
         elif not _agree(values[:1], loop[:1]):
             continue
         seconds = _least_seconds(run) / len(few)
@@ -337,8 +349,8 @@ def fastest(
     return best
 
 
-def _least_seconds(run: Callable[[], Any], enough: float = 0.05) -> float:
-    """The shortest of a few runs."""
+def _least_seconds(run: Callable[[], Any], enough: float = 0.01) -> float:
+    """The shortest of a few runs: one, where that takes long enough."""
     times: list[float] = []
     while len(times) < 3 and sum(times) < enough:
         begin = time.perf_counter()
@@ -369,7 +381,7 @@ def _renewed(surface: Surface, coefficients: Tensor) -> dict[str, Tensor]:
     """One point, with the statistics that the training samples give there."""
     samples = surface.sets["train"]
     space = samples.problem.space
-    row = surface.rows(coefficients)[0]
+    row = surface.rows(coefficients, "loop")[0]
     norms = [m for m in space.model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     for layer in norms:
         layer.reset_running_stats()
