@@ -41,8 +41,8 @@ PIXELS = {"mean": (0.0,), "std": (1.0,)}  # grey levels and colours from 0 to 1
 IMAGES = Setup({"train": 1_024, "valid": 1_000, "test": 2_000}, looks=(4, 7, 10))
 PAPERS = Setup({"train": 45_000, "valid": 5_000}, looks=tuple(range(1, 11)))
 SMOKE = Setup(
-    {"train": 256, "valid": 128, "test": 256}, epochs=2, looks=(1, 2), batch=64, widths=(32, 16), decays=(0.0,),
-    radii=(0.05,),
+    {"train": 256, "valid": 128, "test": 256}, epochs=2, looks=(1, 2), batch=64, widths=(32, 16),
+    strengths=(0.0, 0.01, 0.1, 1.0), decays=(0.0,), radii=(0.05,),
 )  # fmt: skip
 
 
