@@ -74,8 +74,8 @@ GREY_IMAGES = Arms(
     epochs=20, steps=20 * 94, every=10, limit=6_000,
 )  # fmt: skip
 COLOUR_IMAGES = Arms(
-    call(cnn, channels=2), {"train": 500, "valid": 0, "test": 2_000}, 8, 0.005, 32, few=50, fast=0.08,
-    epochs=10, steps=300, every=5, limit=750,
+    call(cnn, channels=2), {"train": 400, "valid": 0, "test": 2_000}, 8, 0.005, 32, few=40, fast=0.08,
+    epochs=10, steps=200, every=5, limit=500,
 )  # fmt: skip
 # Without a size, the test set is the whole one in its own order, the same for all seeds.
 PAPER = Arms(
@@ -84,7 +84,7 @@ PAPER = Arms(
 )  # fmt: skip
 SMOKE = Arms(
     call(mlp, widths=(16,)), {"train": 256, "valid": 0, "test": 128}, 8, 0.05, 32, few=32, fast=0.4,
-    epochs=4, steps=60, every=5, limit=2_000, adam_rate=0.01,
+    epochs=4, steps=160, every=5, limit=800, adam_rate=0.01,
 )  # fmt: skip
 
 
@@ -380,7 +380,7 @@ RUNS = {
 }
 
 MEASURES = (
-    call(top_eigenvalues, k=1),
+    call(top_eigenvalues, k=1, rtol=0.01),
     call(weight_perturbation, kind="filter", magnitudes=(SHARE,), draws=10),
     call(gradient_noise, batch=8),
 )
@@ -407,9 +407,9 @@ EXPERIMENT = Experiment(
         "Laptop scale, digits: an MLP 64-64-64-64-10 on 1,197 images, batches of 8 (32) and for Adam of 32 (128), "
         "40 epochs (80); 600 test images drawn anew by each seed. The paper used its convolutional network on "
         "CIFAR-10.",
-        "Laptop scale, grey images (MNIST): an MLP with three hidden layers of 32 on 4,000 images, 20 epochs; colour "
-        "images (CIFAR-10): the paper's network at an eighth of its width on 1,000 images, 20 epochs; batches as in "
-        "the paper.",
+        "Laptop scale, grey images (MNIST): an MLP with three hidden layers of 32 on 3,000 images, 20 epochs, batches "
+        "as in the paper; colour images (CIFAR-10): the paper's network at a sixteenth of its width on 400 images, 10 "
+        "epochs, batches of 8 and 32, equal updates 200.",
         "Paper scale: equal updates are 12,500 (125,040 in 80 epochs of batches of 32).",
         "Equal training loss: constant learning rates; the published protocol decays them to 0 by a cosine.",
         "Training accuracy is evaluated on the whole training set after training; the paper's is the running mean over "

@@ -72,7 +72,7 @@ SIGNALS = Grid(
 )  # fmt: skip
 # A Hessian product through the convolutional network takes a hundred times as long as through the MLP.
 IMAGES = Grid(
-    (MLP, (call(cnn, channels=2, hidden=32), RATES[::2])), {"train": 500, "valid": 0, "test": 2_000}, (16, 64, 256),
+    (MLP, (call(cnn, channels=2, hidden=32), RATES[::2])), {"train": 300, "valid": 0, "test": 2_000}, (16, 64, 256),
     epochs=40, limit=20_000, every=10,
 )  # fmt: skip
 # Without a size, the test set is the whole one in its own order, the same for all seeds.
@@ -353,8 +353,8 @@ EXPERIMENT = Experiment(
     data={"smoke": "digits", "laptop": "digits", "paper": "cifar10"},
     measures=(
         call(performance),
-        call(hessian_spectrum, top=1, bottom=0, probes=4, steps=10, points=100),
-        call(relative_spectrum, scale="filter", probes=4),
+        call(hessian_spectrum, top=1, bottom=0, probes=3, steps=8, points=100),
+        call(relative_spectrum, scale="filter", probes=3),
         call(weight_perturbation, kind="filter", magnitudes=(SHARE,), draws=10),
         call(gradient_noise, batch=16),
     ),
@@ -368,7 +368,7 @@ EXPERIMENT = Experiment(
         "Laptop scale, digits: MLPs 64-32-32-32-10 and 64-64-64-64-10 on 1,197 images, 40 epochs (80), 600 test images "
         "drawn anew by each seed. MNIST-1D: the first of these and its authors' convolutional network on 1,000 "
         "signals. Images (MNIST, CIFAR-10): an MLP with three hidden layers of 32, and the paper's "
-        "network at a sixteenth of its width with a hidden layer of 32 (256), on 500 images, 40 epochs. The paper: "
+        "network at a sixteenth of its width with a hidden layer of 32 (256), on 300 images, 40 epochs. The paper: "
         "its convolutional network on all of CIFAR-10.",
         "Curvature: of the loss over the whole training set, with residuals and errors; the paper: 30 power iterations "
         "on the first 1,000 training images. Trace, spectrum, filter-relative curvature and gradient noise are ours.",
