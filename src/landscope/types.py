@@ -81,9 +81,9 @@ class Estimate:
             return self.mean, self.mean
         if self.freedom <= 0:
             raise ValueError("one sample has no interval: an Estimate needs n >= 2 or sem = 0")
-        from scipy.stats import t
+        from scipy.special import stdtrit  # what scipy.stats.t.ppf calls; its import takes a second less
 
-        half = float(t.ppf(0.5 + level / 2, self.freedom)) * self.sem
+        half = float(stdtrit(self.freedom, 0.5 + level / 2)) * self.sem
         return self.mean - half, self.mean + half
 
     def __add__(self, other: "Estimate | float | int") -> "Estimate":

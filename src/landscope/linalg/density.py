@@ -66,14 +66,14 @@ class Density:
         return self._curve(grid, lambda x: (x.reshape(-1) <= grid.double()[:, None]).double(), level, 0.0, 1.0)
 
     def _curve(self, grid: Tensor, kernel: Function, level: float, least: float, most: float) -> Curve:
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         probes = len(self.nodes)
         exact = kernel(self.outliers).sum(1) / self.dim
         by_probe = torch.stack([kernel(x) @ w for x, w in zip(self.nodes, self.weights, strict=True)]) + exact
         mean, half = by_probe.mean(0), torch.zeros_like(exact)
         if probes > 1:
-            half = by_probe.std(0) / math.sqrt(probes) * float(t.ppf(0.5 + level / 2, probes - 1))
+            half = by_probe.std(0) / math.sqrt(probes) * float(stdtrit(probes - 1, 0.5 + level / 2))
         return Curve(grid, mean, (mean - half).clamp(least, most), (mean + half).clamp(least, most))
 
     def grid(self, points: int = 400, *, symlog: bool = False) -> Float[Tensor, " g"]:

@@ -269,7 +269,7 @@ class _Pays:
 
 def _to_tolerance(split: Split | _OwnSamples, moment: Moment, ask: _Request, pilot: int = PILOT) -> Estimate:
     """Stein's two stages: the first one's variance sizes the second, and the interval keeps its t quantile."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     if isinstance(split, Split) and split.whole:
         return Estimate(split.exact(moment))
@@ -279,12 +279,12 @@ def _to_tolerance(split: Split | _OwnSamples, moment: Moment, ask: _Request, pil
     while True:
         samples += split.samples(moment, len(samples), count - len(samples), *names)
         mean, sd, share = float(np.mean(samples)), float(np.std(samples, ddof=1)), share / 2
-        least = abs(mean) - float(t.ppf(1 - share, count - 1)) * sd / math.sqrt(count)
+        least = abs(mean) - float(stdtrit(count - 1, 1 - share)) * sd / math.sqrt(count)
         if least > 0.5 * abs(mean) or split.products + count > ask.budget:
             break
         count *= 2  # |trace| is not told from 0 well enough: each further look has half of the last one's share
     sd0, first = sd, count
-    quantile = float(t.ppf(1 - (1 - BOUND_SHARE) * failure / 2, first - 1))
+    quantile = float(stdtrit(first - 1, 1 - (1 - BOUND_SHARE) * failure / 2))
     allowed = max(ask.budget - split.products + len(samples), len(samples))
     needed = math.ceil((quantile * sd0 / (rtol * least)) ** 2) if least > 0 else math.inf
     total = int(min(max(needed, first), allowed))
