@@ -6,6 +6,7 @@ one is a new function in one of these files, or a new file.
 
 import ast
 import difflib
+import functools
 import importlib
 from collections.abc import Iterable
 from importlib import resources
@@ -49,14 +50,20 @@ def _found() -> dict[str, tuple[str, str]]:
     for file in sorted(resources.files(__name__).iterdir(), key=lambda f: f.name):
         if not file.name.endswith(".py") or file.name.startswith("_"):
             continue
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and [a.arg for a in (*node.args.posonlyargs, *node.args.args)[:1]] == [
-                "snapshot"
-            ]:
-                if not node.name.startswith("_"):
-                    line = (ast.get_docstring(node) or "").partition("\n")[0]
-                    found[node.name] = (file.name.removesuffix(".py"), line)
+        topic = file.name.removesuffix(".py")
+        found |= {name: (topic, line) for name, line in _defined(file.read_text(encoding="utf-8"))}
     return found
+
+
+@functools.cache  # a run asks once for each measure of each network, and parsing takes longer than some measures
+def _defined(source: str) -> tuple[tuple[str, str], ...]:
+    """The measures in a file's source: name and first line."""
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    return tuple(
+        (node.name, (ast.get_docstring(node) or "").partition("\n")[0])
+        for node in functions
+        if [a.arg for a in (*node.args.posonlyargs, *node.args.args)[:1]] == ["snapshot"] and node.name[0] != "_"
+    )
 
 
 def __getattr__(name: str) -> Any:
