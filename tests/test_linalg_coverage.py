@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from checks import unchecked
 from oracles import Matrix, with_spectrum
 from torch import Tensor
 
-from landscope.linalg import BlockSpectrum, Spectrum, block_spectra, spectra, spectrum, splits, trace, traces
+from landscope.linalg import BlockSpectrum, Spectrum, block_spectra, spectra, splits, trace, traces
 from landscope.linalg.checkpoints import Checkpoint
-from landscope.linalg.density import estimated, functional
 from landscope.linalg.extremes import Search, Wanted
 from landscope.linalg.krylov import Krylov
 from landscope.linalg.probes import Deflation, Probe, outside_sphere, probe_chains
 from landscope.linalg.progress import Watch
-from landscope.linalg.spectra import _Run
+from landscope.linalg.spectra import PAIRS, _Run
 from landscope.linalg.splits import Moment, Split, krylov_basis, nothing, sketched, split_by
 from landscope.linalg.traces import PRODUCTS, _mean
 from landscope.measures.spectrum import per_layer_curvature
@@ -33,7 +33,7 @@ SPECTRA = {
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small matrices on one thread; random numbers from one stream rather than a seed for each vector."""
+    """Small matrices on one thread, types unchecked; random numbers from one stream, not a seed for each vector."""
     generator = torch.Generator().manual_seed(0)
 
     def probes(self: Split, which: Sequence[int], *_: Any) -> Tensor:
@@ -46,7 +46,8 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(splits, "COLUMNS", 4000)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with unchecked():
+        yield
     torch.set_num_threads(threads)
 
 
@@ -124,12 +125,12 @@ class Repeated:
 
 
 def deflated_run(op: Matrix, seed: int) -> tuple[_Run, Spectrum]:
-    """A run of `spectrum` at its defaults up to its probes."""
-    found = spectrum(op, density=False, seed=seed)
+    """A run of `spectrum` at its defaults up to its probes, and what it has found by then."""
     run = _Run(Search(Krylov(op, 48, seed), Wanted(5, 0, 1e-3, 300, 1, 24)), 6, 24, seed)
     run.search.run(Watch(None), Checkpoint(None, run._content))
     run._take_pairs()
-    return run, found
+    values, vectors, residuals, converged = (run.pairs[name] for name in PAIRS)
+    return run, Spectrum(values, vectors, residuals, converged.bool(), op.products)
 
 
 def many_chains(a: Tensor, deflation: Deflation, starts: Tensor, steps: int) -> list[Probe]:
@@ -137,16 +138,17 @@ def many_chains(a: Tensor, deflation: Deflation, starts: Tensor, steps: int) -> 
     outside = torch.eye(len(a), dtype=a.dtype) - deflation.rows.T @ deflation.rows
     compressed = outside @ a @ outside
     square = (starts @ a).square().sum(1)
-    basis = starts[:, None]
+    basis = starts.new_empty(len(starts), steps, starts.shape[1])
+    basis[:, 0] = starts
     alphas, betas = [], []
     for m in range(steps):
-        images = basis[:, -1] @ compressed
-        alphas.append((images * basis[:, -1]).sum(1))
+        images, so_far = basis[:, m] @ compressed, basis[:, : m + 1]
+        alphas.append((images * basis[:, m]).sum(1))
         for _ in range(2):
-            images = images - torch.einsum("pk,pkn->pn", torch.einsum("pkn,pn->pk", basis, images), basis)
+            images = images - ((so_far @ images[:, :, None]).mT @ so_far)[:, 0]
         if m + 1 < steps:
             betas.append(images.norm(dim=1))
-            basis = torch.cat([basis, (images / betas[-1][:, None])[:, None]], 1)
+            basis[:, m + 1] = images / betas[-1][:, None]
     alpha, beta = torch.stack(alphas, 1), torch.stack(betas, 1)
     return [Probe(x, y, s) for x, y, s in zip(alpha, beta, square.tolist(), strict=True)]
 
@@ -154,11 +156,7 @@ def many_chains(a: Tensor, deflation: Deflation, starts: Tensor, steps: int) -> 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_everything_that_a_spectrum_gives_by_default(name: str, monkeypatch: pytest.MonkeyPatch):
     values = SPECTRA[name]
-    # What this test calls thousands of times goes without the run-time type checks, and no density is drawn up.
-    monkeypatch.setattr(Probe, "quadrature", inspect.unwrap(Probe.quadrature))
-    monkeypatch.setattr(spectra, "functional", inspect.unwrap(functional))
-    monkeypatch.setattr(spectra, "estimated", inspect.unwrap(estimated))
-    monkeypatch.setattr(spectra, "density_of", lambda *_: None)
+    monkeypatch.setattr(spectra, "density_of", lambda *_: None)  # none is drawn up
     truths = {
         "trace": values.sum(),
         "trace_squared": values.square().sum(),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from checks import unchecked
 from scipy.special import stdtr, stdtrit
 
 from landscope.spec import Claim, call
@@ -24,6 +25,12 @@ from landscope.stats import (
 from landscope.types import Table
 
 kendalltau: Any = scipy.stats.kendalltau
+
+
+@pytest.fixture(autouse=True)
+def _quickly():
+    with unchecked():
+        yield
 
 
 def error(share, n):
