@@ -1,14 +1,17 @@
-"""The real command in a process of its own, and one small store that all tests of it share."""
+"""The real command, in a process of its own or in this one, and one small store that all tests of it share."""
 
 import fcntl
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checks import unchecked
+from typer.testing import CliRunner
 
 NAME = "johannsen2026_batch_size"
 SMOKE = (NAME, "--scale", "smoke")
@@ -42,9 +45,19 @@ def good(*words: object, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def here(*words: object) -> str:
+    """What a command that must succeed prints, run in this process: the start of PyTorch takes longer than most."""
+    from landscope.cli import app
+
+    with unchecked():  # as in a process of its own
+        result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "80", "NO_COLOR": "1"})
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
 def facts(store: Path) -> dict[str, Any]:
     """The report for programs."""
-    return json.loads(good("report", *SMOKE, "--runs", store, "--json"))
+    return json.loads(here("report", *SMOKE, "--runs", store, "--json"))
 
 
 def refused(done: Done, *said: str, code: int = 2) -> str:
@@ -75,15 +88,27 @@ def run_folders(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/spec.json"))
 
 
-def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smoke store, made once for all test processes of a session, by the first that asks."""
-    base = tmp_path_factory.getbasetemp()
+def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], str]) -> Path:
+    """A file with what ``make`` says of the folder it is given: made once a session, by the first process that asks."""
+    base = factory.getbasetemp()
     base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     with (base / "smoke.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        store = base / "smoke-store"
-        if not (base / "smoke.txt").exists():
-            # two processes: the tests compare it with what one makes
-            said = good("run", *SMOKE, "--runs", store, "--jobs", 2)
-            (base / "smoke.txt").write_text(said)
-    return store
+        if not (base / name).exists():
+            said = make(base / "smoke-store")
+            (base / name).write_text(said)
+    return base / name
+
+
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke store, and beside it in smoke.txt what the command that made it said."""
+    # two processes: the tests compare it with what one makes
+    said = _once(tmp_path_factory, "smoke.txt", lambda store: good("run", *SMOKE, "--runs", store, "--jobs", 2))
+    return said.parent / "smoke-store"
+
+
+def shared_facts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The smoke store's report for programs, by a process of its own."""
+    shared_store(tmp_path_factory)
+    file = _once(tmp_path_factory, "facts.json", lambda store: good("report", *SMOKE, "--runs", store, "--json"))
+    return file.read_text()

@@ -1,6 +1,7 @@
-"""The command line as a user meets it: every command in a process of its own, at smoke scale."""
+"""The command line as a user meets it, at smoke scale: in a process of its own where the process is what is tested."""
 
 import csv
+import functools
 import json
 import math
 import os
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import commands
 import pytest
-from commands import SMOKE, content, facts, good, landscope, refused, run_folders
+from commands import SMOKE, content, facts, good, here, landscope, refused, run_folders
+
+from landscope import render
 
 SUBCOMMANDS = ("list", "plan", "run", "status", "report", "sql", "export", "rank", "measure")
 FIELDS = {"text", "effect", "low", "high", "p_adjusted", "verdict", "paper", "n", "control"}
@@ -29,10 +32,22 @@ def store(tmp_path_factory):
     return commands.shared_store(tmp_path_factory)
 
 
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory):
+    """The shared store's report for programs, as text."""
+    return commands.shared_facts(tmp_path_factory)
+
+
 @pytest.fixture
 def own(store, tmp_path):
     """A copy of one's own."""
     return Path(shutil.copytree(store, tmp_path / "runs"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without the drawings for print, which take most of a page's time: the shared store's page has them all."""
+    monkeypatch.setattr(render, "svg", lambda figure: f"<svg><title>{figure.name}</title></svg>")
 
 
 # --- start-up -----------------------------------------------------------------------------------------------------
@@ -96,15 +111,15 @@ def test_a_run_says_verdicts_and_where_the_report_is(store):
     assert all(len(line) <= 80 for line in said.splitlines() if not line.startswith("Report: "))
 
 
-def test_running_again_trains_nothing_and_changes_nothing(own):
+def test_running_again_trains_nothing_and_changes_nothing(own, undrawn):
     before = content(own, machine=True)
-    said = good("run", *SMOKE, "--runs", own)
+    said = here("run", *SMOKE, "--runs", own)
     assert content(own, machine=True) == before
     assert "Smaller batches end flatter" in said
 
 
-def test_the_report_for_programs(store):
-    said = facts(store)
+def test_the_report_for_programs(reported):
+    said = json.loads(reported)
     assert (said["experiment"], said["scale"], said["data"]) == (commands.NAME, "smoke", "digits")
     assert said["claims"]
     for claim in said["claims"]:
@@ -117,22 +132,31 @@ def test_the_report_for_programs(store):
     assert "Traceback" not in json.dumps(said)
 
 
-def test_the_reports_of_one_store_are_the_same_bytes(store):
-    first, second = (good("report", *SMOKE, "--runs", store, "--json") for _ in range(2))
-    assert first == second
-    assert str(store) not in first
+def test_the_reports_of_one_store_are_the_same_bytes(store, reported):
+    assert good("report", *SMOKE, "--runs", store, "--json") == reported
+    assert str(store) not in reported
 
 
-def test_positive_controls_are_judged_under_their_own_protocol_alone(store):
-    for claim in facts(store)["claims"]:
+def test_positive_controls_are_judged_under_their_own_protocol_alone(reported):
+    for claim in json.loads(reported)["claims"]:
         assert claim["text"].startswith("Positive control") == (claim["protocol"] == "positive control")
         assert claim["control"] == (None if claim["protocol"] == "published" else claim["protocol"])
 
 
-def test_export_writes_figures_and_tables(store, tmp_path):
-    said = good("export", *SMOKE, "--runs", store, "--to", tmp_path / "out")
+def test_export_writes_figures_and_tables(store, reported, tmp_path, monkeypatch):
+    """Every third figure is drawn, for each takes seconds; the shared store's page has them all."""
+    names = [figure["name"] for figure in json.loads(reported)["figures"]]
+
+    def some(draw, start, figure, *settings):
+        return draw(figure, *settings) if figure.name in names[::3] else start + figure.title.encode()
+
+    monkeypatch.setattr(render, "pdf", functools.partial(some, render.pdf, b"%PDF"))
+    monkeypatch.setattr(render, "png", functools.partial(some, render.png, b"\x89PNG"))
+    said = here("export", *SMOKE, "--runs", store, "--to", tmp_path / "out")
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert said.startswith(f"{len(files)} files in ")
+    assert len(names[::3]) >= 3
+    assert {path.stem for path in files if path.suffix == ".png"} > set(names)
     starts = {".pdf": b"%PDF", ".png": b"\x89PNG"}
     assert {path.suffix for path in files} == {".pdf", ".png", ".csv", ".tex"}
     for path in files:
@@ -142,7 +166,7 @@ def test_export_writes_figures_and_tables(store, tmp_path):
     with (tmp_path / "out/tables/verdicts.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["protocol"] for row in rows} > {"published", "equal training loss"}
-    told = {(c["text"], c["protocol"]): c for c in facts(store)["claims"]}
+    told = {(c["text"], c["protocol"]): c for c in json.loads(reported)["claims"]}
     ratio = next(r for r in rows if r["unit"] == "ratio" and r["effect"] and (r["claim"], r["protocol"]) in told)
     assert math.log(float(ratio["effect"])) == pytest.approx(told[ratio["claim"], ratio["protocol"]]["effect"])
 
@@ -165,7 +189,7 @@ def test_verify_names_a_damaged_file(own):
 
 
 def test_plan_predicts_and_trains_nothing(tmp_path):
-    said = good("plan", *SMOKE, "--runs", tmp_path / "runs", "--jobs", 2)
+    said = here("plan", *SMOKE, "--runs", tmp_path / "runs", "--jobs", 2)
     assert "26 networks, 0 of them finished" in said
     assert "Predicted for what is left" in said
     assert "GiB" in said
@@ -174,7 +198,7 @@ def test_plan_predicts_and_trains_nothing(tmp_path):
 
 
 def test_plan_of_what_is_done(store):
-    assert "Nothing is left to do" in good("plan", *SMOKE, "--runs", store)
+    assert "Nothing is left to do" in here("plan", *SMOKE, "--runs", store)
 
 
 # --- stopping and going on ----------------------------------------------------------------------------------------
@@ -204,16 +228,16 @@ def interrupted(store: Path, *options: object, when: Callable[[], bool]) -> str:
     return said
 
 
-def test_one_process_makes_the_same_bytes_as_two_and_an_interrupted_run_too(store, own):
+def test_one_process_makes_the_same_bytes_as_two_and_an_interrupted_run_too(store, reported, own, undrawn):
     """The store was made by two processes; here some runs are made again by one, interrupted in between."""
     for run in run_folders(own)[::4]:
         shutil.rmtree(run)
     known = len(run_folders(own))
     said = interrupted(own, "--jobs", 1, when=lambda: len(run_folders(own)) > known)
     assert "Report:" not in said
-    good("run", *SMOKE, "--runs", own, "--jobs", 1)
+    here("run", *SMOKE, "--runs", own, "--jobs", 1)
     assert content(own) == content(store)
-    assert facts(own) == facts(store)
+    assert facts(own) == json.loads(reported)
 
 
 def test_an_interruption_before_the_first_run_is_no_traceback(tmp_path):
@@ -223,10 +247,10 @@ def test_an_interruption_before_the_first_run_is_no_traceback(tmp_path):
 # --- seeds --------------------------------------------------------------------------------------------------------
 
 
-def test_more_seeds_than_planned_are_a_replication_of_their_own(store, own):
-    before = facts(store)
+def test_more_seeds_than_planned_are_a_replication_of_their_own(reported, own, undrawn):
+    before = json.loads(reported)
     assert before["replication"] == []
-    said = good("run", *SMOKE, "--runs", own, "--seeds", 3, "--out", own / "r.html")
+    said = here("run", *SMOKE, "--runs", own, "--seeds", 3, "--out", own / "r.html")
     assert "Replication, judged alone: seeds 2 to 2" in said
     after = facts(own)
     assert after["claims"] == before["claims"]
@@ -236,11 +260,11 @@ def test_more_seeds_than_planned_are_a_replication_of_their_own(store, own):
     assert "--seeds 3" in after["command"]
 
 
-def test_fewer_seeds_than_planned_leave_the_verdicts_open(own):
+def test_fewer_seeds_than_planned_leave_the_verdicts_open(own, undrawn):
     for run in run_folders(own):
         if json.loads((run / "spec.json").read_bytes())["recipe"]["seed"] == 1:
             shutil.rmtree(run)
-    said = good("run", *SMOKE, "--runs", own, "--seeds", 1, "--out", own / "r.html")
+    said = here("run", *SMOKE, "--runs", own, "--seeds", 1, "--out", own / "r.html")
     assert "missing" in said
     after = facts(own)
     primary = [claim for claim in after["claims"] if "configurations" not in claim["text"]]
