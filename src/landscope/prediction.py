@@ -216,7 +216,7 @@ def _seconds_per_sample(work: Callable[[Batches], Any], batches: Batches) -> Cal
         points.append((n, time.perf_counter() - began))
         if n == batches.n or (len(points) > 1 and sum(t for _, t in points) > 6 * ENOUGH_SECONDS):
             break
-        n = min(4 * n, batches.n)
+        n = min((2 if points[-1][1] > 6 * ENOUGH_SECONDS else 4) * n, batches.n)  # the costly grow slowly
     (n1, t1), (n2, t2) = points[-2] if len(points) > 1 else (0, 0.0), points[-1]
     slope = max(0.0, t2 - t1) / (n2 - n1)
     return lambda samples: max(0.0, t2 + slope * (samples - n2)) if samples >= n2 else t2 * samples / n2
