@@ -157,7 +157,7 @@ def worst_iterate(table: Table, /, *, value: str, worst: str, diverged: float, s
 def distance_ratio(table: Table, /) -> Units:
     """How far a trajectory's bad minima are from their iterates, over the distance it travelled itself, as ln.
 
-    Of the distances to the minima it is the median; the distance travelled is that from the trajectory's first weights to its last.
+    Of the distances to the minima it is the median; a trajectory travelled from its first weights to its last.
 
     Args:
         table: One protocol's results.
@@ -217,7 +217,7 @@ def claims(scale: str, data: Any) -> list[Claim]:
     )
     return [
         Claim(
-            f"From every iterate a minimum is found that fits {FITTED:.0%} of the training set and tests below {BAD:.0%}",
+            f"From every iterate a minimum is found that fits {FITTED:.0%} of the training set, tests below {BAD:.0%}",
             None,
             "all_of",
             parts=parts,
