@@ -1,6 +1,7 @@
 """Shapes and types are checked at run time in every test: the hook stands before anything of Landscope is imported."""
 
 import gc
+import importlib
 import os
 from pathlib import Path
 
@@ -8,6 +9,21 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("landscope", "beartype.beartype")
+
+
+SOURCE = Path(__file__).parent.parent / "src"
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Import files with doctests as users do: pytest would put a module in the place of a function of its name."""
+    if session.config.getoption("dist", "no") != "no":
+        return  # the process that gives the others their tests
+    given = [(session.config.invocation_params.dir / word.partition("::")[0]).resolve() for word in session.config.args]
+    inside = [path for path in given if path.is_relative_to(SOURCE)]
+    for file in sorted({file for path in inside for file in ([path] if path.is_file() else path.rglob("*.py"))}):
+        parts = file.relative_to(SOURCE).with_suffix("").parts
+        if parts[-1] != "__main__":
+            importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
 
 
 def pytest_collection_finish() -> None:
