@@ -20,7 +20,7 @@ from commands import SMOKE, content, facts, good, here, landscope, refused, run_
 
 from landscope import render
 
-SUBCOMMANDS = ("list", "plan", "run", "status", "report", "sql", "export", "rank", "measure")
+SUBCOMMANDS = ("list", "plan", "run", "status", "report", "sql", "export", "rank", "measure", "landscape")
 FIELDS = {"text", "effect", "low", "high", "p_adjusted", "verdict", "paper", "n", "control"}
 WORDS = {"supported", "contradicted", "inconclusive", "not testable", "descriptive", "exploratory"}
 HEAVY = ("torch", "scipy", "sklearn", "datasets", "matplotlib", "plotly")

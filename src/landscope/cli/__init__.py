@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from landscope.cli import looking, running, yours  # noqa: F401 - they add their commands, in this order
+from landscope.cli import looking, running, yours, yours_landscape  # noqa: F401 - they add commands in this order
 from landscope.cli.shared import app
 
 __all__ = ["app", "main"]

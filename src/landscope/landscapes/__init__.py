@@ -8,9 +8,12 @@ from landscope.landscapes.axes import (
     random_axes,
     trajectory_axes,
 )
+from landscope.landscapes.boundaries import Boundaries, decision_boundaries, embedding, weights_of, wiggle
+from landscope.landscapes.curves import curve
 from landscope.landscapes.grids import interpolation, line, plane, ray
 from landscope.landscapes.result import COMPUTED, INTERPOLATED, MISSING, STATUS, STOPPED, Landscape, Trajectory, load
 from landscope.landscapes.settings import Settings
+from landscope.landscapes.trajectories import coordinates, trajectory
 
 __all__ = [
     "COMPUTED",
@@ -18,12 +21,17 @@ __all__ = [
     "MISSING",
     "STATUS",
     "STOPPED",
+    "Boundaries",
     "Directions",
     "Landscape",
     "Settings",
     "Trajectory",
     "axes_between",
+    "coordinates",
     "curvature_axes",
+    "curve",
+    "decision_boundaries",
+    "embedding",
     "gradient_axis",
     "interpolation",
     "line",
@@ -31,5 +39,8 @@ __all__ = [
     "plane",
     "random_axes",
     "ray",
+    "trajectory",
     "trajectory_axes",
+    "weights_of",
+    "wiggle",
 ]

@@ -94,10 +94,11 @@ def random_axes(
         if biases
         else ("biases and BatchNorm parameters (all tensors with one axis) stay where they are")
     )
+    many = "a Gaussian direction" if count == 1 else f"{count} Gaussian directions made orthogonal"
     return Directions(
         columns,
         tuple(f"random direction {j + 1}, {_unit(normalisation)}" for j in range(count)),
-        f"{count} Gaussian directions, seed {seed}, {scaled}, made orthogonal; {still}{_dead(weights, normalisation)}",
+        f"{many}, seed {seed}, {scaled}; {still}{_dead(weights, normalisation)}",
     )
 
 

@@ -84,7 +84,8 @@ def computed(
         done += len(chunk)
         if report is not None:
             report(done, n)
-    names = sorted({name for values in found if values is not None for name in values} | {"train_loss", "status"})
+    names = {name for values in found if values is not None for name in values} | {"train_loss", "status"}
+    names = sorted(names, key=lambda name: (not name.startswith("train"), "loss" not in name, name))
     return {name: np.concatenate([_of(v, name, len(c)) for v, c in zip(found, chunks, strict=True)]) for name in names}
 
 

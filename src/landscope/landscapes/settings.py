@@ -166,7 +166,7 @@ def _read(problem: Problem, settings: Settings, room: int) -> Samples:
 
 def facts_of(surface: Surface, directions: Directions, settings: Settings) -> dict[str, str]:
     """What was done, in words."""
-    cosine = f"; largest cosine between two {directions.largest_cosine:.1g}" if len(directions) > 1 else ""
+    cosine = f"; largest cosine between two {directions.largest_cosine:.2g}" if len(directions) > 1 else ""
     lengths = ", ".join(f"{float(length):.4g}" for length in directions.lengths)
     facts = {
         "directions": f"{directions.statement}; lengths {lengths}{cosine}",

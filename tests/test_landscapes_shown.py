@@ -1,0 +1,329 @@
+"""What lies on landscapes and how they are written: trajectories, curves, decision boundaries, files, the command."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import CLASSES, FEATURES, everything, points, same
+from PIL import Image
+from safetensors.torch import save_model
+from torch import nn
+from torch.nn import functional
+from typer.testing import CliRunner
+
+from landscope.cli import app
+from landscope.landscapes import (
+    MISSING,
+    Directions,
+    Landscape,
+    curve,
+    decision_boundaries,
+    embedding,
+    interpolation,
+    line,
+    load,
+    plane,
+    trajectory,
+    trajectory_axes,
+    weights_of,
+    wiggle,
+)
+from landscope.losses import cross_entropy
+from landscope.models import mlp, seeded
+from landscope.render import landscape_html, write_boundaries, write_landscape
+
+
+@pytest.fixture(autouse=True)
+def _forked():
+    with seeded(0):
+        yield
+
+
+def trained(net: nn.Module, data: Any, steps: int = 60) -> list[dict[str, torch.Tensor]]:
+    states, optimizer = [], torch.optim.Adam(net.parameters(), lr=0.02)
+    for step in range(steps + 1):
+        if step % 15 == 0:
+            states.append({name: t.clone() for name, t in net.state_dict().items()})
+        optimizer.zero_grad()
+        functional.cross_entropy(net(data[0]), data[1]).backward()
+        optimizer.step()
+    net.load_state_dict(states[-1])
+    return states
+
+
+@pytest.fixture(scope="module")
+def walk() -> tuple[nn.Module, list[dict[str, torch.Tensor]], Landscape]:
+    """A short training with the plane of its principal directions."""
+    with seeded(0):
+        model, data = mlp((FEATURES,), CLASSES, widths=(5,)), points()
+        states = trained(model, data)
+    found = plane(model, cross_entropy(), data, data, directions=trajectory_axes(model, states), span=(-4, 4), points=9)
+    return model, states, trajectory(found, model, states, cross_entropy(), data, data)
+
+
+def test_checkpoints_are_shown_with_their_distance_and_their_own_loss(walk):
+    model, states, found = walk
+    (path,) = found.trajectories
+    inputs, targets = points()
+    origin = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).double()
+    columns = found.directions.columns.double()
+    for i, state in enumerate(states):
+        net = mlp((FEATURES,), CLASSES, widths=(5,))
+        net.load_state_dict(state)
+        own = cross_entropy()(net(inputs), targets).item()
+        assert path.true["train_loss"][i] == pytest.approx(own, rel=1e-5)
+        away = torch.cat([p.detach().reshape(-1) for p in net.parameters()]).double() - origin
+        inside = columns @ torch.from_numpy(path.coordinates[i])
+        assert path.off_plane[i] == pytest.approx(float((away - inside).norm()), abs=1e-5)
+        assert path.distance[i] == pytest.approx(float(away.norm()), abs=1e-5)
+        assert float((columns.T @ (away - inside)).abs().max()) < 1e-4
+        state_there = dict(
+            zip(
+                dict(net.named_parameters()),
+                (origin + inside).float().split([p.numel() for p in net.parameters()]),
+                strict=True,
+            )
+        )
+        net.load_state_dict({name: part.view(net.state_dict()[name].shape) for name, part in state_there.items()})
+        there = cross_entropy()(net(inputs), targets).item()
+        assert path.on_plane["test_loss"][i] == pytest.approx(there, rel=1e-4)
+    assert path.off_plane[-1] == pytest.approx(0, abs=1e-5)
+    assert path.off_plane.max() > 0.01
+    assert path.rows()[0]["checkpoint"] == "0"
+
+
+def test_directions_that_are_not_orthogonal_give_the_nearest_point():
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data.zero_()
+    axes = Directions(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), ("a", "b"), "skew")
+    data = torch.eye(2), torch.zeros(2, 1)
+    found = plane(model, nn.MSELoss(), data, directions=axes, points=2)
+    path = trajectory(found, model, [{"weight": torch.tensor([[3.0, 2.0]])}], nn.MSELoss(), data).trajectories[0]
+    np.testing.assert_allclose(path.coordinates, [[1, 2]], atol=1e-9)
+    assert path.off_plane[0] == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="at least one checkpoint"):
+        trajectory(found, model, [], nn.MSELoss(), data)
+    with pytest.raises(ValueError, match="of another shape"):
+        trajectory(found, model, [nn.Linear(3, 1, bias=False)], nn.MSELoss(), data)
+
+
+def test_a_curve_bends_around_what_the_straight_line_runs_into():
+    data = points(60)
+    first, second = (mlp((FEATURES,), CLASSES, widths=(8,), batchnorm=True) for _ in range(2))
+    for net in (first, second):
+        trained(net, data, 45)
+    before = everything(first)
+    straight = curve(first, first, second, cross_entropy(), data, steps=0, points=5)
+    bent = curve(first, first, second, cross_entropy(), data, steps=60, rate=0.05, points=5)
+    assert same(everything(first), before)
+    whole = interpolation(first, first, second, cross_entropy(), data, span=(0, 1), points=5)
+    np.testing.assert_allclose(straight.values["train_loss"], whole.values["train_loss"], rtol=1e-3)
+    for end in (0, -1):
+        assert bent.values["train_loss"][end] == pytest.approx(straight.values["train_loss"][end], rel=1e-4)
+    assert bent.values["train_loss"].max() < straight.values["train_loss"].max()
+    again = curve(first, first, second, cross_entropy(), data, steps=60, rate=0.05, points=5)
+    assert np.array_equal(again.values["train_loss"], bent.values["train_loss"])
+    with pytest.raises(ValueError, match="diverged"):
+        curve(first, first, second, cross_entropy(), data, steps=60, rate=1e30, batchnorm="frozen")
+    with pytest.raises(ValueError, match="2 points, 0 steps"):
+        curve(first, first, second, cross_entropy(), data, points=1)
+
+
+def test_a_linear_boundary_lies_where_its_equation_says(tmp_path):
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -2.0]]))
+        model.bias.fill_(0.5)
+    inputs = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [1.0, -1.0]])
+    targets = torch.tensor([[1.0], [0.0], [0.0]])
+    axis = Directions(torch.tensor([[1.0], [0.0], [0.0]]), ("w1",), "the first weight")
+    found = decision_boundaries(
+        model, (inputs, targets), loss=nn.BCEWithLogitsLoss(), direction=axis, offsets=wiggle(2.0, 3, 1), points=21
+    )
+    for frame, offset in enumerate((-2, 0, 2)):
+        a, b = np.meshgrid(found.x, found.y, indexing="ij")
+        side = (1 + offset) * a - 2 * b + 0.5
+        clear = np.abs(side) > 1e-5
+        assert np.array_equal(found.classes[frame][clear], (side > 0)[clear])
+        assert found.accuracy[frame] == pytest.approx(
+            np.mean(((1 + offset) * inputs[:, 0].numpy() - 2 * inputs[:, 1].numpy() + 0.5 > 0) == targets[:, 0].numpy())
+        )
+    for ending in ("gif", "html"):
+        write_boundaries(found, tmp_path / f"b.{ending}")
+    with Image.open(tmp_path / "b.gif") as moving:
+        assert getattr(moving, "n_frames", 1) == 4  # middle, end, middle, end; then it begins again
+    assert (tmp_path / "b.html").read_text().count("data:image/png") == 3
+    if shutil.which("ffmpeg") is None:
+        with pytest.raises(LookupError, match="needs ffmpeg"):
+            write_boundaries(found, tmp_path / "b.mp4")
+    with pytest.raises(ValueError, match="gif, mp4, html, png"):
+        write_boundaries(found, tmp_path / "b.mov")
+    with pytest.raises(ValueError, match="over two inputs"):
+        decision_boundaries(model, (torch.zeros(3, 3), targets))
+    with pytest.raises(ValueError, match="need a direction"):
+        decision_boundaries(model, (inputs, targets), offsets=(0.1,))
+
+
+def test_embeddings_keep_clusters_apart():
+    draws = np.random.default_rng(0)
+    rows = np.concatenate([draws.normal(size=(12, 40)), 30 + draws.normal(size=(12, 40))])
+    flat = embedding(rows, method="pca")
+    centred = rows - rows.mean(0)
+    _, s, _ = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.linalg.norm(flat, axis=0), s[:2], rtol=1e-6)
+    for places in (flat, embedding(rows, perplexity=5.0, seed=1)):
+        a, b = places[:12], places[12:]
+        within = max(np.ptp(a, 0).max(), np.ptp(b, 0).max())
+        assert np.linalg.norm(a.mean(0) - b.mean(0)) > 0.5 * within
+    nets = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    assert weights_of(nets).shape == (2, 6)
+    assert weights_of(nets, kernels=False).shape == (2, 8)
+    with pytest.raises(ValueError, match="different kinds"):
+        weights_of([nn.Linear(3, 2), nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match="perplexity"):
+        embedding(rows, perplexity=24.0)
+    with pytest.raises(ValueError, match="at least 3 rows"):
+        embedding(rows[:2])
+
+
+def test_files_hold_what_was_found(walk, tmp_path):
+    found = walk[2]
+    for ending in ("pdf", "csv", "vtk", "npz", "safetensors"):
+        assert write_landscape(found, tmp_path / f"x.{ending}").stat().st_size > 1000
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text())))
+    assert len(rows) == 81
+    assert float(rows[9 * 2 + 3]["train_loss"]) == found.values["train_loss"][2, 3]
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert np.array_equal(arrays["test_accuracy"], found.values["test_accuracy"])
+        assert json.loads(str(arrays["facts"]))["train samples"] == "all 23"
+    again = load(tmp_path / "x.safetensors")
+    assert np.array_equal(again.trajectories[0].true["train_loss"], found.trajectories[0].true["train_loss"])
+    lines = (tmp_path / "x.vtk").read_text().splitlines()
+    assert lines[4:6] == ["DIMENSIONS 9 9 1", "POINTS 81 double"]
+    x, y, _ = map(float, lines[6 + 9 * 3 + 2].split())  # the first axis runs fastest
+    assert (x, y) == (found.axes[0][2], found.axes[1][3])
+    at = lines.index("SCALARS train_loss double 1") + 2
+    assert float(lines[at + 9 * 3 + 2]) == found.values["train_loss"][2, 3]
+    with pytest.raises(ValueError, match=r"html, svg, pdf, png, csv, vtk, npz, safetensors, not x\.txt"):
+        write_landscape(found, tmp_path / "x.txt")
+    with pytest.raises(ValueError, match="no values 'loss'"):
+        write_landscape(found, tmp_path / "x.svg", name="loss")
+
+
+def test_the_page_needs_nothing_else_and_runs_its_own_scripts_alone(walk):
+    page = landscape_html(walk[2])
+    assert "unsafe-eval" not in page
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    outside = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.findall(r'(?:src|href)="https?:', outside)
+    (text,) = re.findall(r'id="landscape-data">(.*?)</script>', page, re.DOTALL)
+    data = json.loads(text)
+    assert np.array_equal(data["values"]["train_loss"], walk[2].values["train_loss"])
+    assert data["paths"][0]["off_plane"] == walk[2].trajectories[0].off_plane.tolist()
+
+
+def test_gaps_are_drawn_as_gaps_and_counted(tmp_path):
+    model, data = mlp((FEATURES,), CLASSES, widths=(4,)), points()
+    found = plane(model, cross_entropy(), data, points=20, folder=tmp_path / "chunks", shard=(0, 2))
+    assert found.count(MISSING) == 400 - 256
+    values = found.values["train_loss"]
+    values[0, 0] = np.inf
+    found.status[0, 0] = 0
+    page = landscape_html(found)
+    assert '"inf"' in page
+    assert '"nan"' in page
+    assert "1 points are NaN or infinite and drawn as gaps" in page
+    for ending in ("csv", "vtk"):
+        write_landscape(found, tmp_path / f"x.{ending}")
+    assert "not computed yet" in (tmp_path / "x.csv").read_text()
+    values[:] = np.nan
+    assert "No point has a finite training loss" in landscape_html(found)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        write_landscape(found, tmp_path / "x.svg")
+
+
+def test_lines_are_drawn_as_figures(tmp_path):
+    model, data = mlp((FEATURES,), CLASSES, widths=(4,)), points()
+    found = line(model, cross_entropy(), data, data, points=5, samples=15)
+    assert write_landscape(found, tmp_path / "x.png", width=3.25).stat().st_size > 1000
+    assert "random direction 1" in write_landscape(found, tmp_path / "x.html").read_text()
+    with pytest.raises(ValueError, match="VTK holds surfaces"):
+        write_landscape(found, tmp_path / "x.vtk")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network's factory and its checkpoints."""
+    folder = tmp_path_factory.mktemp("nets")
+    (folder / "walked.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Linear(64, 10))\n"
+    )
+    with seeded(0):
+        for i in range(3):
+            save_model(nn.Sequential(nn.Linear(64, 10)), str(folder / f"s{i}.safetensors"))
+        save_model(nn.Sequential(nn.Linear(64, 9)), str(folder / "other.safetensors"))
+    return folder
+
+
+def ask(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    fixed = ("--model", "walked:make", "--data", "digits", "--points", "3", "--samples", "100")
+    return CliRunner().invoke(app, ["landscape", *words, *fixed])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("s0.safetensors",), "plane of 3×3 points"),
+        (("s0.safetensors", "--plane", "eigen", "--out", "e.csv"), "eigenvectors 1, 2 of the Hessian"),
+        (("s0.safetensors", "s1.safetensors", "s2.safetensors", "--plane", "pca", "--out", "p.svg"), "3 checkpoints"),
+        (("s0.safetensors", "s1.safetensors", "--plane", "between", "--out", "b.csv"), "interpolation of 3 points"),
+        (("s0.safetensors", "s1.safetensors", "s2.safetensors", "--plane", "between", "--out", "c.npz"), "2 others"),
+    ],
+)
+def test_the_command_draws(checkpoints, monkeypatch, words, said):
+    done = ask(checkpoints, monkeypatch, *words)
+    assert done.exit_code == 0, done.output
+    assert said in done.output
+    assert "100 of 1,257" in done.output
+    written = re.findall(r"Written: (\S+)", done.output)
+    assert [os.path.exists(path) for path in written] == [True]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("s0.safetensors", "--plane", "pca"), "at least 3 checkpoints"),
+        (("s0.safetensors", "--plane", "between"), "2 checkpoints (a line) or 3"),
+        (("s0.safetensors", "--plane", "sideways"), "random, eigen, pca, between"),
+        (("other.safetensors",), "[9, 64] in the file, [10, 64] in the model"),
+        (("s9.safetensors",), "there is no checkpoint"),
+        (("s0.safetensors", "--shard", "1of2"), "i/n"),
+    ],
+)
+def test_the_command_says_what_cannot_be(checkpoints, monkeypatch, words, said):
+    done = ask(checkpoints, monkeypatch, *words)
+    assert done.exit_code == 2
+    assert said in done.stderr
+
+
+def test_the_page_of_the_documentation_computes_what_it_says(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (root / "docs/landscapes.md").read_text(encoding="utf-8")
+    found: dict[str, Any] = {}
+    for source in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(source, "landscapes.md", "exec"), found)  # noqa: S102 - our own page
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(re.findall(r'"([\w-]+\.(?:svg|html|gif))"', page))
+    assert found["walked"].trajectories[0].off_plane.max() > 0
+    assert found["bent"].values["train_loss"].max() < found["straight"].values["train_loss"][20:61].max()
+    assert "of the way" in capsys.readouterr().out
