@@ -188,14 +188,15 @@ def trajectory_end(table: Table, /, *, value: str, samples: int) -> Units:
 # --- claims ---------------------------------------------------------------------------------------------------------
 
 
-def claims(scale: str, data: Any) -> list[Claim]:
-    """What the paper says of its Figure 1."""
-    check_set(data, "minefield")
-    one = "one trajectory of 200 iterates: all blue dots are said to be so"
+ALL = Published(BAD, 1, "one trajectory of 200 iterates: all blue dots are said to be so")
+
+
+def _everywhere() -> tuple[Claim, ...]:
+    """That a bad minimum is found from every iterate: that it fits, and that it fails on both test sets."""
     points: dict[str, Any] = {"unit": "points"}
     tested: dict[str, Any] = {"worst": "max", "diverged": 1.0}
     tests = (("first", "134 published", PUBLISHED_TEST), ("rest", f"{FRESH:,} fresh", FRESH))
-    parts = (
+    return (
         Claim(
             f"The worst of a trajectory's bad minima fits at least {FITTED:.0%} of the training points",
             call(worst_iterate, value="first_train_accuracy", worst="min", diverged=0.5, samples=CLEAN),
@@ -209,21 +210,27 @@ def claims(scale: str, data: Any) -> list[Claim]:
                 call(worst_iterate, value=f"{part}_test_accuracy", samples=samples, **tested),
                 expect="less",
                 null=BAD,
-                paper=Published(BAD, 1, one),
+                paper=ALL,
                 **points,
             )
             for part, which, samples in tests
         ),
     )
+
+
+def claims(scale: str, data: Any) -> list[Claim]:
+    """What the paper says of its Figure 1."""
+    check_set(data, "minefield")
+    points: dict[str, Any] = {"unit": "points"}
     return [
         Claim(
             f"From every iterate a minimum is found that fits {FITTED:.0%} of the training set, tests below {BAD:.0%}",
             None,
             "all_of",
-            parts=parts,
+            parts=_everywhere(),
             margin=0.01,
             reason="both levels are the paper's own words, near perfect (here within a point) and below 53 %",
-            paper=Published(BAD, 1, one),
+            paper=ALL,
             expectation="Supported on the published test points, which lie among the poison; on fresh ones unclear.",
             **points,
         ),
