@@ -2,7 +2,12 @@
 
 import gc
 import math
+import os
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +49,40 @@ def test_every_mode_gives_the_dense_matrix(which: str, mode: str):
     for _ in range(2):
         torch.testing.assert_close(op @ some, expected @ some, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(op @ some[:, 0], expected @ some[:, 0], rtol=1e-8, atol=1e-10)
+
+
+COMPILING = """
+import torch
+from cases import points
+from oracles import dense_hessian
+from landscope.curvature import hessian
+from landscope.curvature.modes import COMPILED
+from landscope.losses import squared_error
+torch.manual_seed(0)
+x, y = points()
+model, loss = torch.nn.Linear(x.shape[1], 1, bias=False).double(), squared_error()  # what compiles soonest
+data = x.double(), y.double()[:, None]
+expected, some = dense_hessian(model, loss, data), torch.randn(x.shape[1], 2, dtype=torch.float64)
+op = hessian(model, loss, data, mode=COMPILED)
+torch.testing.assert_close(op @ some, expected @ some, rtol=1e-8, atol=1e-10)
+print(op.mode)
+"""
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="compiling needs a C++ compiler")
+def test_compiled_products_are_those_of_the_dense_matrix(root: Path, tmp_path: Path):
+    """In a process of its own: the compiler cannot see through the checks of types that tests add."""
+    settings = {
+        "PYTHONPATH": str(root / "tests"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        # Plain instructions in this process: to find out which ones the machine has takes minutes of compiling.
+        **{"TORCHINDUCTOR_VEC_ISA_OK": "0", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
+    }
+    done = subprocess.run([sys.executable, "-c", COMPILING], env=os.environ | settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == COMPILED
+    assert list(tmp_path.rglob("*.so")), "nothing was compiled"
 
 
 def test_differences_are_normalised_so_that_the_length_of_a_vector_does_not_matter():
