@@ -72,7 +72,7 @@ def basin_volume(
         reach: How far rays are followed, in units of the norm of the weights that move. A ray that has not crossed by
             then is counted, and kept with that radius.
         tolerance: Of ln t.
-        samples: None for the whole training set; else that many, the first.
+        samples: None for the whole training set; else its first so many, or all where it has fewer.
 
     Returns:
         With the preconditioner and ``_`` before each name: ``cutoffs``, ascending, and of the same shape
@@ -93,7 +93,7 @@ def basin_volume(
     40 (``diagonal``), 300 (``low_rank``) or n (``full``) products, and 8 passes for each of 32 rays and damping.
     """
     _check(preconditioner, tensors, cutoffs, absolute)
-    found = basin(snapshot, tensors=tensors, samples=samples)
+    found = _basin(snapshot, tensors=tensors, samples=samples)
     if found is None:
         return {}
     heights = sorted(set(cutoffs))
@@ -220,21 +220,21 @@ class Basin:
         return float(start.square().mean().sqrt())
 
 
-def basin(snapshot: Snapshot, *, tensors: str = "weights", samples: int | None = None) -> Basin | None:
+def _basin(snapshot: Snapshot, *, tensors: str = "weights", samples: int | None = None) -> Basin | None:
     """The surroundings of a snapshot's weights; None for a network without weights that move.
 
     Args:
         snapshot: The network and its data.
         tensors: ``"weights"`` or ``"all"``, see `basin_volume`.
-        samples: None for the whole training set, else its first so many.
+        samples: None for the whole training set; else its first so many, or all where it has fewer.
 
     Raises:
-        ValueError: for a loss that is not finite, or not that many samples.
+        ValueError: for a loss that is not finite, or less than one sample.
     """
     train: Any = snapshot.train
     if samples is not None:
-        if not 1 <= samples <= train.n:
-            raise ValueError(f"samples is between 1 and the training set's {train.n} (None takes all), not {samples}")
+        if samples < 1:
+            raise ValueError(f"samples is at least 1 (None takes the whole training set), not {samples}")
         train = Batches(train.inputs[:samples], train.targets[:samples], train.size)
     moving = {
         name: p.detach().double().reshape(-1)
