@@ -79,7 +79,7 @@ def _kills(root: Path, times: int, *options: object) -> None:
 
 
 def test_killed_at_any_time_the_same_command_continues(tmp_path: Path) -> None:
-    _kills(tmp_path, 10, *SMALL)
+    _kills(tmp_path, 6, *SMALL)
 
 
 @pytest.mark.soak
