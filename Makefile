@@ -15,9 +15,10 @@ help:
 demo: .venv/.core
 	$(BIN)/landscope run johannsen2026_batch_size --scale laptop --runs demo
 
-# One thread each: two workers with two threads each wait for one another more than they calculate.
+# One thread each: two workers with two threads each wait for one another more than they calculate. Each begins with one
+# half of the files, so that what a file's tests share is made once, and takes over from the other in the end.
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q --durations=10
 
 soak: .venv/.dev
 	$(BIN)/python -m pytest -m soak
