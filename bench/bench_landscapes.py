@@ -18,7 +18,7 @@ from bench.workloads import resnet20
 
 POINTS, ROUNDS = 51, 5
 PEER = "loss-landscapes"
-PAIRS, IMAGES, SIDE = 20, 128, 3  # of ResNet-20: repeats, images, points along each axis
+PAIRS, IMAGES, SIDE = 20, 128, 4  # of ResNet-20: repeats, images, points along each axis
 Data = tuple[Tensor, Tensor]
 
 

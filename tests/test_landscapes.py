@@ -1,6 +1,7 @@
 """Landscapes: closed forms, an independent float64 loop as oracle, ways that agree, and nothing left changed."""
 
 import copy
+import functools
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,20 @@ def test_chunks_are_kept_shared_and_gone_on_from(tmp_path, monkeypatch):
     with torch.no_grad():
         next(model.parameters()).add_(1)
     assert plane(model, cross_entropy(), data, points=20, folder=tmp_path, shard=(2, 3)).count(MISSING) == 272
+
+
+def test_another_loss_has_other_chunks(tmp_path):
+    model, data = mlp((FEATURES,), CLASSES, widths=(4,)), points()
+
+    def scaled(by: float) -> Any:
+        return lambda outputs, targets: by * functional.cross_entropy(outputs, targets)
+
+    smoothed = functools.partial(functional.cross_entropy, label_smoothing=0.2)
+    losses = [cross_entropy(), nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), smoothed, scaled(2.0)]
+    for count, loss in enumerate([*losses, scaled(3.0)], 1):
+        kept = line(model, loss, data, points=2, folder=tmp_path, way="loop")
+        assert kept.values["train_loss"][0] == line(model, loss, data, points=2, way="loop").values["train_loss"][0]
+        assert len(list(tmp_path.iterdir())) == count
 
 
 def test_a_landscape_comes_back_from_its_file(tmp_path):

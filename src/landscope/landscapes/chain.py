@@ -62,8 +62,8 @@ class Chain:
         """
         images = self.first(origin, columns, inputs, keep)
         ones = torch.ones_like(coefficients[:, :1])
-        x = self._room(rows, None, (len(rows), *images.shape[1:]))
-        torch.mm(torch.cat([ones, coefficients], 1), images.flatten(1), out=x.view(len(rows), -1))
+        x = self._room(rows, None, (rows.shape[0], *images.shape[1:]))
+        torch.mm(torch.cat([ones, coefficients], 1), images.flatten(1), out=x.view(rows.shape[0], -1))
         for layer in self.layers[1:]:
             x = self._through(layer, x, rows)
         return x.transpose(1, 2)
@@ -103,8 +103,8 @@ class Chain:
         if isinstance(layer, nn.Linear):
             held, places = layer._parameters, self.places
             weight, bias = held["weight"], held["bias"]
-            factor = rows[:, places[id(weight)]].view(len(rows), *weight.shape)  # type: ignore[union-attr]
-            y = self._room(rows, x, (len(rows), factor.shape[1], x.shape[2]))
+            factor = rows[:, places[id(weight)]].view(rows.shape[0], *weight.shape)  # type: ignore[union-attr]
+            y = self._room(rows, x, (rows.shape[0], factor.shape[1], x.shape[2]))
             torch.bmm(factor, x, out=y)
             return y if bias is None else y.add_(rows[:, places[id(bias)]].unsqueeze(2))
         if isinstance(layer, NORMS):

@@ -1,13 +1,15 @@
 """Points evaluated chunk by chunk; finished chunks are kept, so that the same call goes on and processes can share."""
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
+from torch import nn
 
 from landscope.files import Damaged, dump, folder, publish, read_tensors, sha256, tensor_bytes
 from landscope.landscapes.result import COMPUTED, MISSING, STOPPED
@@ -45,17 +47,33 @@ def keeper_of(surface: Surface, where: Path | str | None, shard: tuple[int, int]
 
 
 def surface_key(surface: Surface) -> str:
-    """16 hexadecimal digits that stand for weights, buffers, directions, samples, loss and what is done with them."""
+    """16 hexadecimal digits that stand for weights, buffers, directions, samples, loss and what is done with them.
+
+    Of the network's code they know its layers alone: a folder of chunks is for one version of a network's code.
+    """
     digest = hashlib.sha256()
     buffers = (b for b in surface.problem.space.model.buffers() if not surface.renewed)
     for tensor in (surface.origin, surface.columns, *buffers):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    loss = surface.problem.batch_loss or surface.problem.loss
-    named = getattr(loss, "__qualname__", None) or repr(loss)
+    named = [*_said(surface.problem.batch_loss or surface.problem.loss), repr(surface.problem.space.model)]
     parts = [s.content for s in surface.sets.values()] + [f"{s.n}/{s.of}" for s in surface.sets.values()]
     settings = [named, surface.renewed, surface.cap, surface.accuracy, str(surface.columns.dtype), *parts]
     digest.update(dump(settings))
     return digest.hexdigest()[:16]
+
+
+def _said(loss: Any) -> list[str]:
+    """What tells losses apart: a module's settings, a function's code and the plain values that it has closed over."""
+    if isinstance(loss, functools.partial):
+        return [*_said(loss.func), repr(loss.args), repr(sorted(loss.keywords.items()))]
+    if isinstance(loss, nn.Module):
+        return [type(loss).__qualname__, repr(sorted((k, v) for k, v in vars(loss).items() if not k.startswith("_")))]
+    code = getattr(loss, "__code__", None)
+    if code is None:
+        return [getattr(loss, "name", ""), type(loss).__qualname__]
+    cells = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
+    plain = [repr(v) for v in (*code.co_consts, *cells) if isinstance(v, (bool, int, float, str))]
+    return [loss.__qualname__, code.co_code.hex(), *plain]
 
 
 def computed(

@@ -349,7 +349,7 @@ def fastest(
     return best
 
 
-def _least_seconds(run: Callable[[], Any], enough: float = 0.01) -> float:
+def _least_seconds(run: Callable[[], Any], enough: float = 0.003) -> float:
     """The shortest of a few runs: one, where that takes long enough."""
     times: list[float] = []
     while len(times) < 3 and sum(times) < enough:

@@ -181,7 +181,9 @@ def _losses(axes: "Axes", path: Trajectory, name: str, paint: str, theme: str) -
     other.tick_params(colors=theme_of(theme).muted, labelcolor=theme_of(theme).ink)
     _named(axes, ("checkpoint", name.replace("_", " ")), "True loss and the plane's", theme)
     axes.plot([], [], color=theme_of(theme).muted, linestyle="dotted", label="distance from the plane")
-    axes.legend(frameon=False, labelcolor=theme_of(theme).ink, fontsize=6.5)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, labelcolor=theme_of(theme).ink, fontsize=6.5
+    )
 
 
 def _named(axes: "Axes", labels: tuple[str, ...], title: str, theme: str) -> None:

@@ -55,6 +55,7 @@
         hoverinfo: "text",
         colorscale: "Viridis",
         connectgaps: false,
+        opacity: data.paths.length > 0 ? 0.8 : 1,
         contours: { z: { show: true, usecolormap: true, project: { z: true } } },
         colorbar: { title: { text: logarithm ? "log10" : "" }, tickfont: { color: ink }, len: 0.7 },
       },
