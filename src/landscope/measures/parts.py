@@ -10,7 +10,7 @@ def performance_of_parts(snapshot: Snapshot, *, train: int | None = None, test: 
     For sets made of two: clean samples followed by poison, published test samples followed by fresh ones. The values
     are ``first_<set>_loss``, ``first_<set>_accuracy`` and the same with ``rest_``, means over the part in eval mode;
     accuracies are shares of the labels that the set holds, and only classes have them. A set without a number given,
-    or that is not there, has no values; a part without samples neither.
+    or that is not there, has no values; a part without samples neither: all of a smaller set is its first part.
 
     Args:
         snapshot: The network and its data.
@@ -18,7 +18,7 @@ def performance_of_parts(snapshot: Snapshot, *, train: int | None = None, test: 
         test: Samples of the first part of the test set; None leaves the set out.
 
     Raises:
-        ValueError: for a part of less than one sample, or of more than the set has.
+        ValueError: for a first part of less than one sample.
 
     Cost: a forward pass over each set named.
     """
@@ -27,8 +27,8 @@ def performance_of_parts(snapshot: Snapshot, *, train: int | None = None, test: 
         whole: Batches | None = getattr(snapshot, name)
         if count is None or whole is None:
             continue
-        if not 1 <= count <= whole.n:
-            raise ValueError(f"the first part of the {name} set has between 1 and {whole.n} samples, not {count}")
+        if count < 1:
+            raise ValueError(f"the first part of the {name} set has at least 1 sample, not {count}")
         for part, slice_ in (("first", slice(count)), ("rest", slice(count, None))):
             inputs, targets = whole.inputs[slice_], whole.targets[slice_]
             if len(inputs):
