@@ -190,6 +190,10 @@ def test_a_ball_around_any_point_holds_the_priors_mass_of_it(kind):
     share = (found.log_prior_masses(sigma) - math.log(exact)).exp()
     assert abs(share.mean() - 1) < 4 * share.std() / math.sqrt(4000)
     assert found.log_prior_mass(sigma) == pytest.approx(math.log(share.mean() * exact))
+    few = (share.sum().square() / share.square().sum()).item()
+    assert found.prior_effective_rays(sigma) == pytest.approx(few)
+    assert f"effective rays {few:.3g}" in found.described(sigma).splitlines()[-1]
+    assert "prior" not in str(found)
 
 
 # --- crossings ------------------------------------------------------------------------------------------------------

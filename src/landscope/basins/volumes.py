@@ -95,8 +95,7 @@ class Volume:
     @property
     def effective_rays(self) -> float:
         """(Σ w)² / Σ w² for w = t^n: how many rays the estimate rests on."""
-        w = self.log_volumes
-        return math.exp(2 * float(torch.logsumexp(w, 0)) - float(torch.logsumexp(2 * w, 0)))
+        return _effective(self.log_volumes)
 
     @property
     def spread(self) -> float:
@@ -146,8 +145,24 @@ class Volume:
         """
         return float(torch.logsumexp(self.log_prior_masses(sigma), 0)) - math.log(len(self.log_t))
 
+    def prior_effective_rays(self, sigma: float) -> float:
+        """How many rays `log_prior_mass` rests on: (Σ w)² / Σ w² of their masses w.
+
+        Args:
+            sigma: σ of the prior on each coordinate.
+        """
+        return _effective(self.log_prior_masses(sigma))
+
     def __str__(self) -> str:
         """All that a reader needs to judge it."""
+        return self.described()
+
+    def described(self, sigma: float | None = None) -> str:
+        """All that a reader needs to judge it, a line each; with σ also the Gaussian prior's mass in the basin.
+
+        Args:
+            sigma: σ of the prior on each coordinate, or None.
+        """
         mean, many = self.mean_log_volume, int(self.censored.sum())
         lines = [
             f"log10 V = {self.log10_volume:,.1f} (ln V = {self.log_volume:,.1f}; above {self.lower_bound():,.1f} with "
@@ -161,7 +176,19 @@ class Volume:
             f"effective rays {self.effective_rays:.3g}; n ln r has sd {self.spread:.3g} and a range of "
             f"{self.extent:.3g} nats; n x tolerance {self.dim * self.tolerance:.2g} nats",
         ]
+        if sigma is not None:
+            masses = self.log_prior_masses(sigma)
+            lines.append(
+                f"prior N(0, {sigma:.3g}²): ln of its mass in the basin {self.log_prior_mass(sigma):,.1f}; effective "
+                f"rays {self.prior_effective_rays(sigma):.3g}; over rays sd {float(masses.std()):.3g} and a range of "
+                f"{float(masses.max() - masses.min()):.3g} nats"
+            )
         return "\n".join(lines)
+
+
+def _effective(log_weights: Tensor) -> float:
+    """(Σ w)² / Σ w² of weights given as logarithms."""
+    return math.exp(2 * float(torch.logsumexp(log_weights, 0)) - float(torch.logsumexp(2 * log_weights, 0)))
 
 
 def _unit_rays(dim: int, rays: int, seed: int, device: torch.device) -> Iterator[Tensor]:

@@ -42,7 +42,7 @@ def basin_volume(
     preconditioner: str = "identity",
     cutoffs: tuple[float, ...] = (0.1,),
     absolute: bool = False,
-    rays: int = 30,
+    rays: int = 10,
     tensors: str = "weights",
     dampings: tuple[float, ...] = DAMPINGS,
     reach: float = 10.0,
@@ -79,11 +79,11 @@ def basin_volume(
         ``log_volume``, ``log10_volume``, ``log_volume_bound`` (above it with probability 95 %), ``mean_log_volume`` and
         ``mean_log_volume_sem``, ``effective_rays``, ``log_volume_spread`` (sd of n ln t), ``log_volume_extent``
         (largest less smallest), ``censored_rays``, ``radius_mean``, ``radius_smallest``, ``radius_largest``
-        (distances), ``mean_log_radius``; where the start is known ``log_prior_mass``, of a Gaussian prior with the
-        variance that the moving weights had then. Besides ``cutoff_heights`` above the network's loss, ``coordinates``
-        n, ``log_det``, ``rounding`` n·tolerance, ``damping`` and the cost in ``passes``. Where the loss is not below
-        a cutoff the basin is empty: its height is 0 or less, and the values are not numbers. Networks without such
-        weights have no values.
+        (distances), ``mean_log_radius``; where the start is known ``log_prior_mass`` and ``prior_effective_rays``, of a
+        Gaussian prior with the variance that the moving weights had then. Besides ``cutoff_heights`` above the
+        network's loss, ``coordinates`` n, ``log_det``, ``rounding`` n·tolerance, ``damping`` and the cost in
+        ``passes``. Where the loss is not below a cutoff the basin is empty: its height is 0 or less, and the values are
+        not numbers. Networks without such weights have no values.
 
     Raises:
         ValueError: for another preconditioner or kind of tensors, cutoffs that are no levels, filters of zeros (for
@@ -111,7 +111,7 @@ def basin_volume(
         )
         values |= {"log_det": P.log_det, "damping": damping, "passes": float(volumes[0].passes)}
     sigma = found.spread_at_start(snapshot)
-    for name, of in (_NUMBERS | ({"log_prior_mass": lambda v: v.log_prior_mass(sigma)} if sigma else {})).items():
+    for name, of in (_NUMBERS | _prior(sigma)).items():
         values[name] = _array([math.nan] * (len(heights) - len(volumes)) + [of(v) for v in volumes])
     return {f"{preconditioner}_{name}": value for name, value in values.items()}
 
@@ -131,6 +131,16 @@ _NUMBERS: dict[str, Callable[[Volume], float]] = {
     "radius_largest": lambda v: float(v.radii.max()),
     "mean_log_radius": lambda v: float(v.radii.log().mean()),
 }
+
+
+def _prior(sigma: float) -> dict[str, Callable[[Volume], float]]:
+    """The prior's numbers; none where its standard deviation is not known."""
+    if not sigma:
+        return {}
+    return {
+        "log_prior_mass": lambda v: v.log_prior_mass(sigma),
+        "prior_effective_rays": lambda v: v.prior_effective_rays(sigma),
+    }
 
 
 def _array(values: Sequence[float]) -> Tensor:
