@@ -89,10 +89,10 @@ def test_the_trace_is_exact_behind_one_layer_and_has_an_error_behind_more():
 def test_intervals_and_tolerances_hold():
     model = made("two kinds")
     op, truth = hessian(model, cross_entropy(), (X, Y)), dense_hessian(model, cross_entropy(), (X, Y)).trace().item()
-    intervals = [trace(op, products=24, seed=seed).interval() for seed in range(20)]
-    assert sum(low <= truth <= high for low, high in intervals) >= 16  # below by chance: 0.3 %
-    estimates = [trace(op, rtol=0.5, seed=seed) for seed in range(5)]
-    assert sum(abs(e.mean - truth) <= 0.5 * abs(truth) for e in estimates) >= 4
+    intervals = [trace(op, products=24, seed=seed).interval() for seed in range(12)]
+    assert sum(low <= truth <= high for low, high in intervals) >= 9  # fewer of 12 by chance: 0.2 %
+    estimates = [trace(op, rtol=0.5, seed=seed) for seed in range(4)]
+    assert sum(abs(e.mean - truth) <= 0.5 * abs(truth) for e in estimates) >= 3  # fewer of 4 by chance: 1.4 %
     assert op.products == 0
 
 
