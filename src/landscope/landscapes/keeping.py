@@ -13,7 +13,7 @@ from torch import nn
 
 from landscope.files import Damaged, dump, folder, publish, read_tensors, sha256, tensor_bytes
 from landscope.landscapes.result import COMPUTED, MISSING, STOPPED
-from landscope.landscapes.ways import POINTS, Surface, evaluate
+from landscope.landscapes.ways import POINTS, Surface, evaluate, quiet
 
 Report = Callable[[int, int], None]
 
@@ -90,18 +90,17 @@ def computed(
     n = len(coefficients)
     chunks = [np.ascontiguousarray(coefficients[i : i + POINTS]) for i in range(0, n, POINTS)]
     found: list[dict[str, np.ndarray] | None] = []
-    done = 0
-    for number, chunk in enumerate(chunks):
-        values = _kept(keeper.place(chunk))
-        if values is None and number % keeper.shard[1] == keeper.shard[0]:
-            values = _evaluated(surface, chunk)
+    with quiet(surface):
+        for number, chunk in enumerate(chunks):
             place = keeper.place(chunk)
-            if place is not None:
-                publish(place, tensor_bytes(values, {"surface": keeper.key}))
-        found.append(values)
-        done += len(chunk)
-        if report is not None:
-            report(done, n)
+            values = _kept(place)
+            if values is None and number % keeper.shard[1] == keeper.shard[0]:
+                values = _evaluated(surface, chunk)
+                if place is not None:
+                    publish(place, tensor_bytes(values, {"surface": keeper.key}))
+            found.append(values)
+            if report is not None:
+                report(min(n, (number + 1) * POINTS), n)
     names = {name for values in found if values is not None for name in values} | {"train_loss", "status"}
     names = sorted(names, key=lambda name: (not name.startswith("train"), "loss" not in name, name))
     return {name: np.concatenate([_of(v, name, len(c)) for v, c in zip(found, chunks, strict=True)]) for name in names}

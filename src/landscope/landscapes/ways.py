@@ -2,8 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -105,8 +105,18 @@ class Tally:
             self.each = [part[kept] for part in self.each]
 
 
+@contextmanager
+def quiet(surface: Surface) -> Iterator[None]:
+    """The network set for being evaluated; everything is as it was found afterwards, also after an exception."""
+    with ExitStack() as stack:
+        for samples in surface.sets.values():
+            stack.enter_context(samples.problem.quiet())
+        stack.enter_context(torch.no_grad())
+        yield
+
+
 def evaluate(surface: Surface, coefficients: Tensor) -> dict[str, Tensor]:
-    """Loss and accuracy at some points.
+    """Loss and accuracy at some points; inside `quiet`.
 
     Args:
         surface: What is evaluated.
@@ -116,14 +126,10 @@ def evaluate(surface: Surface, coefficients: Tensor) -> dict[str, Tensor]:
         ``<set>_loss``, ``<set>_accuracy`` where there is one, ``<set>_loss_sem`` for a part of the samples, all
         ``[points]`` in float64; and ``stopped``, whether a loss is only known to lie beyond the cap.
     """
-    with ExitStack() as stack:
-        for samples in surface.sets.values():
-            stack.enter_context(samples.problem.quiet())
-        stack.enter_context(torch.no_grad())
-        if surface.renewed:
-            return _joined([_renewed(surface, row[None]) for row in coefficients])
-        name, size = chosen(surface, coefficients)
-        return _joined([_pass(surface, part, name) for part in coefficients.split(size)])
+    if surface.renewed:
+        return _joined([_renewed(surface, row[None]) for row in coefficients])
+    name, size = chosen(surface, coefficients)
+    return _joined([_pass(surface, part, name) for part in coefficients.split(size)])
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -339,11 +345,13 @@ def fastest(
             if name == "loop":
                 raise
             continue
+        seconds = (time.perf_counter() - begin) / len(few)
         if name == "loop":
-            loop, least = values, time.perf_counter() - begin
+            loop, least = values, seconds
         elif not _agree(values[:1], loop[:1]):
             continue
-        seconds = _least_seconds(run) / len(few)
+        if name == "loop" or 2 * seconds > least:  # else it is clear
+            seconds = _least_seconds(run) / len(few)
         if name == "loop" or seconds < least:
             best, least = (name, size), seconds
     return best
