@@ -91,7 +91,7 @@ def published(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]:
 def in_words(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]:
     """The pinched rings by SGD, as the text says."""
     check_set(data, "rings")
-    return [_run(SCALES[scale], PINCHED, seed, call(SGD, lr=0.05, momentum=0.9)) for seed in seeds]
+    return [_run(SCALES[scale], PINCHED, seed, call(SGD, lr=0.01, momentum=0.9)) for seed in seeds]
 
 
 def wide(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]:
@@ -281,7 +281,7 @@ RUNS = {
     ),
     "as the text says": Protocol(
         in_words,
-        holds="The same 130 points, network and number of steps, but SGD with momentum (0.05, 0.9) instead of Adam.",
+        holds="The same 130 points, network and number of steps, but SGD with momentum (0.01, 0.9) instead of Adam.",
     ),
     "positive control": Protocol(
         wide,
