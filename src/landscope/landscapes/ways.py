@@ -129,7 +129,8 @@ def evaluate(surface: Surface, coefficients: Tensor) -> dict[str, Tensor]:
     if surface.renewed:
         return _joined([_renewed(surface, row[None]) for row in coefficients])
     name, size = chosen(surface, coefficients)
-    return _joined([_pass(surface, part, name) for part in coefficients.split(size)])
+    passes = -(-len(coefficients) // size)
+    return _joined([_pass(surface, part, name) for part in coefficients.tensor_split(passes)])
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
