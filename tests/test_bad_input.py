@@ -92,7 +92,7 @@ def measured(checkpoint: object = "good.safetensors", model: str = "network:make
         (("johannsen2026_batchsize", "--scale", "smoke"), ("'johannsen2026_batchsize'", f"did you mean '{NAME}'")),
         ((NAME, "--scale", "laptp"), ("'laptp'", "did you mean 'laptop'", "smoke, laptop, paper")),
         ((*SMOKE, "--data", "digit"), ("'digit'", "did you mean 'digits'")),
-        ((*SMOKE, "--data", "noisy_polynomial"), ("compares classifiers", "noisy_polynomial")),
+        ((*SMOKE, "--data", "noisy_polynomial"), ("trains classifiers", "noisy_polynomial")),
         ((NAME, "--scale", "paper", "--data", "digits"), ("no images", "cifar10")),
         ((*SMOKE, "--seeds", "0"), ("not 0", "2 are planned")),
         ((*SMOKE, "--seeds", "-3"), ("not -3",)),

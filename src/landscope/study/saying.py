@@ -146,7 +146,7 @@ def _environment(study: Study, runs: Mapping[str, Sequence[str]]) -> dict[str, s
         for what, value in facts.items():
             if not what.endswith("_seconds"):
                 found.setdefault(what, set()).add(str(value))
-    training = sum(facts.get("training_seconds", 0.0) for facts in made)
+    training = sum((facts.get("training_seconds", 0.0) for facts in made), 0.0)
     return {what: ", ".join(sorted(values)) for what, values in found.items()} | _took(study, len(made), training)
 
 
