@@ -45,7 +45,7 @@ def print_table(table: Any) -> None:
 
     shown = Table(box=box.SIMPLE_HEAD)
     for name in table.columns:
-        shown.add_column(Text(plain(str(name))))
+        shown.add_column(Text(plain(str(name))), overflow="fold")  # a name cut short is no name
     for row in table.rows():
         shown.add_row(*(Text(plain(_text(value))) for value in row.values()))
     _console().print(shown)
