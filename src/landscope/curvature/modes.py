@@ -146,12 +146,12 @@ def _tried(
     """
     seconds, found, symmetric = math.inf, None, False
     try:
-        weights = problem.weights()
+        product = mode.make(problem, problem.weights(), batch)[1]  # not timed: graphs are kept from product to product
         for _ in range(2):
             found, start = None, time.perf_counter()  # what was found before makes room
             with warnings.catch_warnings():  # that vmap goes one by one through some function is seen in the time
                 warnings.filterwarnings("ignore", "There is a performance drop")
-                found, symmetric = _used(mode.make(problem, weights, batch)[1], probes)
+                found, symmetric = _used(product, probes)
             seconds = time.perf_counter() - start
             if seconds > 0.1 and name != COMPILED:
                 break
