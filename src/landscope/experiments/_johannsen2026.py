@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from landscope.experiments._data import check_classes
 from landscope.spec import Paper
 
 JOHANNSEN = Paper(
@@ -13,16 +14,6 @@ JOHANNSEN = Paper(
     "https://arxiv.org/abs/2604.07603",
 )
 Setup = TypeVar("Setup")
-
-
-def check_classes(data: Any) -> None:
-    """Refuse data that have no classes.
-
-    Raises:
-        ValueError: for another task than classification.
-    """
-    if data.task != "classification":
-        raise ValueError(f"this experiment trains classifiers, and {data.name} has no classes: give a labelled set")
 
 
 def chosen(scale: str, data: Any, *, paper: Setup, smoke: Setup, grey: Setup, colour: Setup, other: Setup) -> Setup:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from landscope.experiments._data import check_classes
 from landscope.experiments._flatness_aware import (
     EVERY,
     PAPER,
@@ -15,7 +16,6 @@ from landscope.experiments._flatness_aware import (
     sweep,
     work,
 )
-from landscope.experiments._johannsen2026 import check_classes
 from landscope.experiments._penalties import (
     FAMILIES,
     LEAST,

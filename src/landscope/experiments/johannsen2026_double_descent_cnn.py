@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from landscope.experiments._data import check_classes
 from landscope.experiments._double_descent import (
     check_sweep,
     curves,
@@ -15,7 +16,7 @@ from landscope.experiments._double_descent import (
     judged,
     sweep,
 )
-from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
+from landscope.experiments._johannsen2026 import JOHANNSEN
 from landscope.figures import Figure
 from landscope.losses import cross_entropy
 from landscope.measures.outcomes import performance

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from landscope.experiments._data import check_classes
 from landscope.experiments._double_descent import (
     check_sweep,
     double_descent,
     judged,
     sweep,
 )
-from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
+from landscope.experiments._johannsen2026 import JOHANNSEN
 from landscope.figures import Figure
 from landscope.losses import squared_error
 from landscope.measures.outcomes import performance

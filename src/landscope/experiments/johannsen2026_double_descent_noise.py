@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.optim import SGD
 
+from landscope.experiments._data import check_classes
 from landscope.experiments._double_descent import (
     check_sweep,
     curves,
@@ -14,7 +15,7 @@ from landscope.experiments._double_descent import (
     no_rise,
     sweep,
 )
-from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
+from landscope.experiments._johannsen2026 import JOHANNSEN
 from landscope.figures import Figure
 from landscope.losses import cross_entropy
 from landscope.measures.outcomes import performance

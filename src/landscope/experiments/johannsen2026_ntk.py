@@ -9,7 +9,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from landscope.comparisons import against, learning
-from landscope.experiments._johannsen2026 import JOHANNSEN, check_classes
+from landscope.experiments._data import check_classes
+from landscope.experiments._johannsen2026 import JOHANNSEN
 from landscope.figures import Figure
 from landscope.losses import cross_entropy, squared_error
 from landscope.measures.kernel import linearisation, linearised_training, parameter_movement, tangent_kernel
