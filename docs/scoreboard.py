@@ -5,6 +5,7 @@ With ``--check`` nothing is written; the exit code says whether both are what th
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ published protocol and under each control, all data sets, positive controls last
 ABOVE = """
 ## What came of the claims
 
-Each paper's claims as it worded them, under a scaled-down version of its own protocol, and how many of the controls say
-the same. [All claims, data sets and numbers](docs/results/README.md), with the commands that make them again.
+Each paper's claims as it worded them, under a scaled-down version of its own protocol, and what becomes of them under
+controls. Some are meant to take an effect away, as clean labels take away a peak. [All claims, data sets and
+numbers](docs/results/README.md), with the commands that make them again.
 
 """
 CELL = re.compile(r"\*\*(?P<word>[^*]+)\*\*(?: \((?P<why>negligible|reversed|too small)\))?(?P<rest>.*)")
@@ -44,10 +46,10 @@ class Row:
             return [self.claim, self.paper, "", "not judged", ""]
         ours = published["rest"].strip().removeprefix(": ").partition("; ")[0]
         kind = f", {published['why']}" if published["why"] else ""
-        judged = [control for control in controls if control is not None]
-        same = sum(control["word"] == published["word"] for control in judged)
-        agree = f"{same} of {len(judged)} agree" if judged else "–"
-        return [self.claim, self.paper, ours.replace(", n = ", "; n = "), f"**{published['word']}**{kind}", agree]
+        words = {name: found["word"] for name, found in zip(list(self.said)[1:], controls, strict=True) if found}
+        counts = [f"{n} {word}" for word, n in Counter(words.values()).most_common()]
+        said = ", ".join([f"{name}: {word}" for name, word in words.items()] if len(words) == 1 else counts) or "–"
+        return [self.claim, self.paper, ours.replace(", n = ", "; n = "), f"**{published['word']}**{kind}", said]
 
 
 @dataclass(frozen=True)
