@@ -220,8 +220,13 @@ def _arm_table(level: str, arms: Mapping[tuple[str, float], Mapping[str, str]], 
     names = list(dict.fromkeys(name for found in arms.values() for name in found))
     kinds = any(kind for kind, _ in arms)
     order = list(dict.fromkeys(kind for kind, _ in arms))
+    percent = bool(ticks) and all(text == f"{100 * x:.3g} %" for x, text in ticks.items())  # then of all, ticks or not
+
+    def place(x: float) -> str:
+        return f"{100 * x:.3g} %" if percent else ticks.get(x, _number(x))
+
     rows = [
-        [*([kind] if kinds else []), ticks.get(x, _number(x)), *(found.get(name, "") for name in names)]
+        [*([kind] if kinds else []), place(x), *(found.get(name, "") for name in names)]
         for (kind, x), found in sorted(arms.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
     ]
     return _table([*(["network"] if kinds else []), level, *names], rows)
