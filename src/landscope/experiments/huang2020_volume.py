@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from landscope.experiments._huang2020 import HUANG, check_set, glorot_mlp, poisoned_roll
+from landscope.experiments._huang2020 import HUANG, TRAIN, WIDTHS, check_set, on_roll
 from landscope.figures import Axis, Figure, Panel, Series
-from landscope.losses import cross_entropy
 from landscope.measures.outcomes import performance
 from landscope.measures.parts import performance_of_parts
 from landscope.measures.volume import DAMPINGS, basin_volume
@@ -20,7 +18,6 @@ from landscope.stats import Units, configuration_correlation, difference
 from landscope.train import loss_below
 from landscope.types import Table
 
-TRAIN = 200
 CUTOFF = 0.1  # the paper's, in nats
 FITS = 0.995  # training accuracy of all networks in the paper's Figure 6
 NEARLY, LEVEL = 0.08, 0.01  # training losses of the positive control, and of the control of equal losses
@@ -55,7 +52,6 @@ class Setup:
     dampings: tuple[float, ...] = DAMPINGS
 
 
-WIDTHS = (23, 16, 26, 32, 28, 31)
 # f = poison points per clean one, from none to the cap of the paper's code; 0.8 is its poisoned run's.
 LEVELS = tuple(int(TRAIN * f) for f in (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0))
 SCALES = {
@@ -76,16 +72,7 @@ SCALES = {
 
 
 def _run(of: Setup, poison: int, seed: int) -> Recipe:
-    return Recipe(
-        data=call(poisoned_roll, poison=poison, train=TRAIN),
-        model=call(glorot_mlp, widths=of.widths),
-        loss=call(cross_entropy),
-        optimizer=call(Adam, lr=0.0057945),
-        schedule=of.schedule,
-        steps=of.steps,
-        batch_size=TRAIN + max(of.poison),
-        seed=seed,
-    )
+    return on_roll(poison, seed, widths=of.widths, steps=of.steps, schedule=of.schedule, most=max(of.poison))
 
 
 def _until(recipe: Recipe, level: float) -> Recipe:

@@ -4,6 +4,7 @@ A figure says what it shows (``finding``) before it shows it, so that whoever ca
 the same. All text is plain text, never HTML, TeX or mathtext: renderers escape it.
 """
 
+from landscope.figures.contours import contour
 from landscope.figures.figure import LEAST_FINDING, Axis, Figure, Panel, Series
 from landscope.figures.slots import NEUTRAL, REFERENCE, SLOTS, Slot, slot
 from landscope.figures.summaries import by_level, curves, horizontal, mean_interval, vertical
@@ -19,6 +20,7 @@ __all__ = [
     "Series",
     "Slot",
     "by_level",
+    "contour",
     "curves",
     "horizontal",
     "mean_interval",

@@ -1,5 +1,10 @@
 """How a network does on the parts of a set that was put together from several."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from landscope.spec import Call
 from landscope.train import evaluate
 from landscope.types import Batches, Snapshot
 
@@ -35,3 +40,28 @@ def performance_of_parts(snapshot: Snapshot, *, train: int | None = None, test: 
                 score = evaluate(snapshot.model, snapshot.loss, Batches(inputs, targets, whole.size))
                 values |= {f"{part}_{name}_{kind}": value for kind, value in score.items()}
     return values
+
+
+def on_first(snapshot: Snapshot, *, measure: Call | None = None, samples: int | None = None) -> Mapping[str, Any]:
+    """Any measure, of the first samples of the training set alone: of the clean ones that poison follows.
+
+    Args:
+        snapshot: The network and its data.
+        measure: The measure, ``call(function, ...)``; None for no values.
+        samples: How many; all where the set has fewer. None for no values.
+
+    Returns:
+        What the measure gives.
+
+    Raises:
+        ValueError: for less than one sample.
+
+    Cost: the measure's.
+    """
+    if measure is None or samples is None:
+        return {}
+    if samples < 1:
+        raise ValueError(f"a measure needs at least 1 sample, not {samples}")
+    train = snapshot.train
+    first = Batches(train.inputs[:samples], train.targets[:samples], train.size)
+    return measure(replace(snapshot, train=first))
