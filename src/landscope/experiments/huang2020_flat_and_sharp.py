@@ -31,9 +31,10 @@ from landscope.types import Table
 
 FITS = 0.995  # "All networks achieve above 99.5% training accuracy"
 LEVEL = 0.01  # nats: the training loss of the control
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)  # of each filter's norm
-JUDGED = 2  # the one of them that the claims are about: a tenth
-SPAN, REACH = 18.0, 0.25  # of the code's pictures, and of its animation
+SHARES = (0.005, 0.01, 0.02, 0.05, 0.1)  # of each filter's norm
+JUDGED = 2  # the one of them that the claims are about: in pilots half a poisoned network's way to chance or less
+SPAN = 18.0  # of the code's pictures
+REACH, FARTHEST = 0.1, 0.05  # of a surface and of a perturbed boundary, in filter norms
 CLEAR, NOISY = 0.0, 1.5  # standard deviations of the points' noise in the positive control; else 0.5
 
 
@@ -284,7 +285,7 @@ def _boundaries(shown: Sequence[dict[str, Any]]) -> Figure:
     x, y = square("input 1", SPAN), square("input 2", SPAN)
     panels = []
     for row in shown:
-        line = Series("decision boundary", *_boundary(row, WIGGLES // 2), slot=8, marks=False)
+        line = Series("decision boundary", *_boundary(row, WIGGLES // 2), slot=2, marks=False)
         panels.append(Panel(_named(row), x, y, (*_samples(row), line)))
     said = [f"{_named(row)}: {row['map_regions'][WIGGLES // 2]:.0f} regions, median margin {row['margin_median']:.3g}"
             for row in shown]  # fmt: skip
@@ -297,10 +298,10 @@ def _wiggle(pair: Sequence[dict[str, Any]]) -> Figure:
     """Figure 3's animation as lines: the boundary at each of some perturbations along one direction."""
     panels, said = [], []
     for row in pair:
-        lines = [
-            Series(f"at {offset:+.3g} filter norms", *_boundary(row, i), slot=i, marks=False)
-            for i, offset in enumerate(row["map_offsets"])
-        ]
+        lines = []
+        for slot, i in ((0, 0), (1, WIGGLES - 1), (2, WIGGLES // 2)):
+            name = f"at {row['map_offsets'][i]:+.3g} filter norms" if i != WIGGLES // 2 else "not perturbed"
+            lines.append(Series(name, *_boundary(row, i), slot=slot, marks=False))
         panels.append(Panel(_named(row), square("input 1", SPAN), square("input 2", SPAN), tuple(lines)))
         scores = ", ".join(f"{score:.1%}" for score in row["map_train_accuracy"])
         said.append(f"{_named(row)}: {scores} of the training points")
@@ -374,8 +375,8 @@ RUNS = {
 def measures(of: Setup) -> tuple[Call, ...]:
     """What is measured at a scale, of the 200 clean points alone."""
     noise = call(weight_perturbation, kind="filter", magnitudes=SHARES, draws=of.draws)
-    classes = call(decision_map, points=of.points, span=SPAN, frames=WIGGLES, reach=REACH)
-    own = (call(input_margins), noise, classes, call(loss_plane, points=of.plane))
+    classes = call(decision_map, points=of.points, span=SPAN, frames=WIGGLES, reach=FARTHEST)
+    own = (call(input_margins), noise, classes, call(loss_plane, points=of.plane, reach=REACH))
     clean = tuple(call(on_first, measure=measure, samples=TRAIN) for measure in own)
     return (call(performance), call(performance_of_parts, train=TRAIN), *clean)
 
@@ -409,9 +410,10 @@ EXPERIMENT = Experiment(
         "Margins, islands, the boundary's length and the loss under noise are measured here, with definitions fixed "
         "beforehand; the paper shows pictures. Pictures have 121 by 121 points (301 at paper scale) of the code's "
         "500 by 500.",
-        "Surfaces: 25 by 25 points of [-1, 1] filter norms, as contours; range and resolution of the paper's are "
-        "unknown, its code has lines alone.",
-        "Animation: five perturbations up to 0.25 filter norms in one picture, where the paper's film has 101; "
+        f"Surfaces: 25 by 25 points of [-{REACH:g}, {REACH:g}] filter norms, as contours; range and resolution of the "
+        "paper's are unknown, its code has lines alone.",
+        f"Animation: perturbations up to {FARTHEST:g} filter norms in one picture, where the paper's film has 101, "
+        "up to 0.25, at which poisoned networks of the pilots classify half of the points rightly: chance; "
         "`write_boundaries` makes the film of any stored network.",
         "Test set: 2,000 points, where the code has 200.",
         "Seeds: 12, each with its own points, poison and initialisation; the paper's share their data.",
