@@ -45,8 +45,17 @@ def squared_error() -> Loss:
 
 
 def _squared_error(outputs: Float[Tensor, " n c"], targets: Shaped[Tensor, " n *c"]) -> Float[Tensor, ""]:
+    return (outputs - as_numbers(targets, outputs)).square().sum(1).mean()
+
+
+def as_numbers(targets: Shaped[Tensor, " n *c"], outputs: Float[Tensor, " n *k"]) -> Float[Tensor, " n *k"]:
+    """What outputs are compared with by the squared error: targets of their shape, class indices as one-hot vectors.
+
+    Raises:
+        ValueError: for targets that are neither numbers for each of the outputs nor class indices.
+    """
     if not targets.is_floating_point():
-        if targets.dim() == 1 and outputs.shape[1] > 1:
+        if targets.dim() == 1 and outputs.dim() == 2 and outputs.shape[1] > 1:
             targets = one_hot(targets, outputs.shape[1])
         targets = targets.to(outputs.dtype)
     if targets.numel() != outputs.numel():
@@ -54,7 +63,7 @@ def _squared_error(outputs: Float[Tensor, " n c"], targets: Shaped[Tensor, " n *
             f"squared_error needs a target for each of the outputs {list(outputs.shape)}, or class indices (integers, "
             f"[{len(outputs)}]), not {list(targets.shape)} of {targets.dtype}"
         )
-    return (outputs - targets.reshape(outputs.shape)).square().sum(1).mean()
+    return targets.reshape(outputs.shape)
 
 
 def one_hot(targets: Shaped[Tensor, " n"], classes: int) -> Bool[Tensor, " n classes"]:

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from landscope.losses.plain import one_hot
 from landscope.regularizers.folds import Part
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from landscope.regularizers.outputs import Loss, derivatives
 
 
 class Activation(NamedTuple):
@@ -164,18 +162,6 @@ def _input_of(node: Any, linear: nn.Linear) -> Tensor | None:
     h = getattr(node, name)
     same = getattr(leaf, "variable", None) is linear.weight and h is not None and h.dim() == 2
     return h if same else None
-
-
-def derivatives(loss: Loss, outputs: Tensor, targets: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss's gradient with respect to the outputs, and the gradient's derivative along a tangent of the outputs."""
-    classes = targets.dim() == 1 and not targets.is_floating_point()
-    if loss is functional.cross_entropy and outputs.dim() == 2 and classes:
-        p, n = functional.softmax(outputs, 1), len(outputs)
-        delta = (p - one_hot(targets, outputs.shape[1]).to(p.dtype)) / n
-        moved = p * tangent
-        return delta, (moved - p * moved.sum(1, keepdim=True)) / n
-    found = torch.func.jvp(torch.func.grad(lambda o: loss(o, targets)), (outputs,), (tangent,))
-    return found[0], found[1]
 
 
 class Pass(NamedTuple):

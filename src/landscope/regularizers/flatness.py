@@ -12,6 +12,7 @@ from landscope.losses import check_targets
 from landscope.regularizers import chain, folds, products
 from landscope.regularizers.bilinear import Watch
 from landscope.regularizers.draws import Batch, Draws, check_counts, check_layers, check_real, check_sizes, criterion
+from landscope.regularizers.outputs import transformed
 from landscope.spec import Call
 
 MATRICES = ("hessian", "ggn")
@@ -235,7 +236,7 @@ class Flatness(nn.Module):
 
     def _keep(self, model: nn.Module, penalty: Tensor) -> None:
         weights = chosen(model, None)
-        if products.transformed(penalty, *weights.values()):
+        if transformed(penalty, *weights.values()):
             raise RuntimeError(
                 "flatness keeps a gradient, which no torch.func transform can: set spread=False or every=1"
             )
@@ -299,7 +300,7 @@ class Flatness(nn.Module):
         made: tuple[Watch, Tensor] | None = None,
     ) -> Float[Tensor, ""]:
         """The estimate of Tr(H²) of a batch itself, from given directions, with its graph."""
-        if not products.transformed(batch[1]):
+        if not transformed(batch[1]):
             check_targets(self.loss, batch[1])
         inner = products.unwrapped(model)
         if products.compiled(model):  # a compiled forward pass has a graph that cannot be differentiated twice

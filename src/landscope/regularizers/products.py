@@ -11,17 +11,12 @@ from torch.func import functional_call
 from landscope.curvature.restoring import is_compiled
 from landscope.models.contexts import differentiable_attention
 from landscope.regularizers.bilinear import Watch
-from landscope.regularizers.chain import Loss, derivatives
 from landscope.regularizers.folds import Part
 from landscope.regularizers.normalising import WrittenOut
+from landscope.regularizers.outputs import Loss, derivatives, transformed
 
 Weights = Mapping[str, Tensor]
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-
-def transformed(*tensors: Tensor) -> bool:
-    """Whether some tensor belongs to a `torch.func` transform, where autograd's own functions may not be used."""
-    return any(torch.func.debug_unwrap(t) is not t for t in tensors)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -164,8 +159,9 @@ def _functional(
 
     def product(v: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not ggn:
+            # H is symmetric; PyTorch's losses have no forward derivative that could be differentiated again
             gradient = torch.func.grad(value, argnums=tuple(range(len(names))))
-            return torch.func.jvp(gradient, point, tuple(v))[1]
+            return torch.func.vjp(gradient, *point)[1](tuple(v))
         moved = torch.func.jvp(forward, point, tuple(v))
         return torch.func.vjp(forward, *point)[1](derivatives(loss, moved[0], targets, moved[1])[1])
 
