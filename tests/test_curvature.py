@@ -177,6 +177,11 @@ def test_vectors_of_another_shape_or_type_are_refused(v: Tensor, message: str):
         _ = h @ (v if len(v) == 3 else v[:39])
 
 
+def test_a_class_label_out_of_range_is_named():
+    with pytest.raises(ValueError, match=r"targets, int64 of shape \[40\], 1 to 3, with outputs \[40, 3\].* from 0 to"):
+        hessian(mlp((5,), 3), nn.CrossEntropyLoss(), (torch.randn(40, 5), torch.arange(40) % 3 + 1))
+
+
 def test_without_the_test_runs_type_checks_the_messages_are_ours():
     program = (
         "import torch\nfrom torch import nn\nfrom landscope.curvature import hessian\n"
@@ -187,7 +192,15 @@ def test_without_the_test_runs_type_checks_the_messages_are_ours():
     wrong = {
         "h @ numpy.ones(3)": "takes a tensor, not numpy.ndarray: use torch.as_tensor",
         "hessian(net.parameters(), nn.MSELoss(), data)": "is the network itself, an nn.Module, not generator",
-        "spectrum(h, top=1.5)": "top and bottom are whole numbers of eigenpairs, not 1.5 and",
+        "spectrum(h, top=1.5)": "top is a whole number, not 1.5",
+        "spectrum(h, 1, block=0)": "block is at least 1, not 0",
+        "spectrum(h, 1, probes=2.5)": "probes is a whole number, not 2.5",
+        "spectrum(h, 1, rtol=math.nan)": "a relative tolerance is positive, not nan",
+        "spectrum(h, 1, seed=None)": "a seed is a whole number, the same one for the same draws, not None",
+        "spectrum(torch.eye(4))": "and a Tensor does not: take landscope.hessian",
+        "trace(h, method='Hutchinson')": "one of auto, hutchinson, hutch++, xtrace, deflated, not 'Hutchinson'",
+        "trace(h, products=30.5)": "products is a whole number, not 30.5",
+        "block_spectra(h, {'a': slice(0, 50)})": "a contiguous, non-empty part of 0…3 is needed",
         "mlp((5,), 3, widths=8)": "widths needs a number for each hidden layer, such as (8,), not 8",
         "mlp(5, 3)": "such as (3, 32, 32) or (784,), not 5",
         "mlp((5,), 3, widths=(8.0,))": "whole numbers are needed, not 5, 3, 8.0",
@@ -195,7 +208,8 @@ def test_without_the_test_runs_type_checks_the_messages_are_ours():
         "slow_layers(torch.optim.SGD(net.parameters(), lr=0.1), after=math.nan)": "from 0, not nan",
     }
     program += (
-        "import math, numpy\nfrom landscope.layers import slow_layers\nfrom landscope.linalg import spectrum\n"
+        "import math, numpy\nfrom landscope.layers import slow_layers\n"
+        "from landscope.linalg import block_spectra, spectrum, trace\n"
         "from landscope.models import mlp, resnet\n"
         "net, data = nn.Linear(2, 1), (torch.ones(3, 2), torch.zeros(3, 1))\n"
     )

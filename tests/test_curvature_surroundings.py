@@ -19,6 +19,7 @@ from landscope.curvature import ggn, hessian
 from landscope.curvature.batches import check_readable
 from landscope.curvature.memory import budget, limits
 from landscope.curvature.modes import DIFFERENCES
+from landscope.engine import measure as measured
 from landscope.losses import cross_entropy, squared_error
 from landscope.measures import keskar_sharpness, worst_case_sharpness
 from landscope.models import mlp, seeded
@@ -305,3 +306,42 @@ def test_weights_of_binary_cross_entropy_are_no_class_weights():
         torch.testing.assert_close(whole(hessian(NET, loss, [(X[:9], y[:9]), (X[9:], y[9:])])), expected)
     with pytest.raises(ValueError, match="divides by the weights"):
         hessian(NET, nn.CrossEntropyLoss(weight=weight), (X, Y))
+
+
+class Counting(nn.Module):
+    """Statistics by hand in every mode: batch_norm writes on them unseen by autograd's counters; one is replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, CLASSES)
+        self.register_buffer("mean", torch.zeros(FEATURES))
+        self.register_buffer("var", torch.ones(FEATURES))
+        self.register_buffer("passes", torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes = self.passes + 1
+        return self.linear(functional.batch_norm(x, self.mean, self.var, training=True))
+
+
+def test_statistics_that_a_forward_pass_writes_on_are_as_found():
+    net, (x, y) = Counting(), points()
+    found = [(buffer, buffer.clone()) for buffer in net.buffers()]
+
+    def step(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        model.train()
+        return functional.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[0])
+
+    def breaks(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        step(model, batch)
+        raise ArithmeticError
+
+    op = hessian(net, cross_entropy(), (x, y))
+    _ = op @ torch.ones(op.dim)
+    hessian(net, None, [(x, y)], batch_loss=step)
+    measured(net, cross_entropy(), train=(x, y), test=(x, y), measures=["performance"])
+    with pytest.raises(ArithmeticError):
+        hessian(net, None, [(x, y)], batch_loss=breaks)
+    assert net.training
+    for (buffer, content), now in zip(found, net.buffers(), strict=True):
+        assert now is buffer
+        assert torch.equal(now, content)

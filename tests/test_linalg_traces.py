@@ -78,7 +78,13 @@ def test_an_operator_that_knows_its_trace_is_believed_and_says_so():
     assert trace(op).sem > 0
 
 
-def test_eigenpairs_found_before_are_deflated_at_no_product():
+def test_a_tolerance_on_the_zero_operator_is_met_at_once():
+    op = Matrix(torch.zeros(300, 300, dtype=torch.float64))
+    assert repr(trace(op, rtol=0.1)) == "0 (exact)"
+    assert op.products <= 40
+
+
+def test_eigenpairs_found_before_are_deflated_at_the_one_product_that_tells_whose_they_are():
     op = Matrix(with_spectrum(VALUES))
     pairs = spectrum(op, density=False)
     op.products = 0
@@ -86,6 +92,12 @@ def test_eigenpairs_found_before_are_deflated_at_no_product():
     assert op.products == 40
     assert held(found, VALUES.sum().item())
     assert found.sem < 0.3 * trace(op, method="hutchinson", products=40).sem
+    other = Matrix(with_spectrum(VALUES.where(VALUES < 10, VALUES * 0.7)))
+    for estimate in (trace, trace_squared):
+        with pytest.raises(ValueError, match=r"in deflate= are not this operator's.*leave deflate= out"):
+            estimate(other, deflate=pairs)
+    with pytest.raises(ValueError, match="have 120 coordinates, and the operator 3"):
+        trace(Matrix(torch.eye(3, dtype=torch.float64)), deflate=pairs)
 
 
 def test_a_tolerance_is_kept_with_its_confidence_and_costs_less_than_hutchinson():

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landscope.curvature.batches import in_memory, logits, moved, owned, taken_apart, version_of
+from landscope.curvature.batches import in_memory, logits, moved, owned, taken_apart
 from landscope.curvature.restoring import is_compiled, loader_kept, random_state_kept, rewind
 from landscope.curvature.space import Space
 from landscope.losses import check_additive, check_targets
+from landscope.losses.trying import tried_loss
 from landscope.models import evaluating
 from landscope.models.contexts import differentiable_attention
 
@@ -137,7 +138,6 @@ class Problem:
         model = self.space.model
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(_buffers_kept(model))
             stack.enter_context(evaluating(model))
             stack.enter_context(random_state_kept())
             stack.enter_context(loader_kept(self.data, self.found))
@@ -253,21 +253,10 @@ def count(problem: Problem) -> Counted:
                 continue
             outputs, targets = problem.outputs(weights, batch)
             check_targets(problem.loss, targets)  # type: ignore[arg-type]
-            if not samples and len(targets):
+            if not len(targets):
+                continue
+            mean = tried_loss(problem.loss, outputs, targets)
+            if not samples:
                 check_additive(problem.loss, outputs, targets)  # type: ignore[arg-type]
-            samples += len(targets)
-            value += (problem.loss(outputs, targets) * len(targets)).item() if len(targets) else 0.0  # type: ignore[misc]
+            samples, value = samples + len(targets), value + (mean * len(targets)).item()
     return Counted(samples, value)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Buffers hold afterwards what they held, whatever wrote on them; those that nothing wrote on are not touched."""
-    kept = [(buffer, version_of(buffer), buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, version, copy in kept:
-                if version_of(buffer) != version:
-                    buffer.copy_(copy)

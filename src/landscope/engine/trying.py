@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from landscope.losses.trying import kind, said, tried_loss
 from landscope.models import device_of
 from landscope.types import Batches
-
-MOST = 300  # characters of PyTorch's own message
 
 
 @torch.no_grad()
@@ -22,11 +21,11 @@ def tried(model: nn.Module, loss: Any, batches: Batches, name: str) -> tuple[Ten
     """
     inputs, targets = next(iter(batches))
     result = _outputs(model, inputs, name), targets.to(device_of(model))
-    _try_loss(loss, *result, name)
+    tried_loss(loss, *result, name)
     if batches.targets.dim() == 1 and not batches.targets.is_floating_point() and batches.n > len(targets):
         ends = torch.stack([batches.targets.argmin(), batches.targets.argmax()])
         outputs = _outputs(model, batches.inputs[ends.to(batches.inputs.device)], name)
-        _try_loss(loss, outputs, batches.targets[ends].to(outputs.device), name)
+        tried_loss(loss, outputs, batches.targets[ends].to(outputs.device), name)
     return result
 
 
@@ -36,33 +35,12 @@ def _outputs(model: nn.Module, inputs: Tensor, name: str) -> Any:
     except Exception as error:
         weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
         other = (
-            f"; the network's weights are {_kind(weights)}: convert the inputs or the network, such as with "
+            f"; the network's weights are {kind(weights)}: convert the inputs or the network, such as with "
             "model.float()"
             if weights != inputs.dtype
             else ""
         )
         raise ValueError(
-            f"the network does not take the {name} inputs, {_kind(inputs.dtype)} of shape {list(inputs.shape)} "
-            f"({_said(error)}){other}"
+            f"the network does not take the {name} inputs, {kind(inputs.dtype)} of shape {list(inputs.shape)} "
+            f"({said(error)}){other}"
         ) from error
-
-
-def _try_loss(loss: Any, outputs: Any, targets: Tensor, name: str) -> None:
-    try:
-        loss(outputs, targets)
-    except Exception as error:
-        made = f"{list(outputs.shape)}" if isinstance(outputs, Tensor) else f"in a {type(outputs).__name__}"
-        span = f", {targets.min().item():g} to {targets.max().item():g}," if targets.numel() else ""
-        raise ValueError(
-            f"the loss does not take the {name} targets, {_kind(targets.dtype)} of shape {list(targets.shape)}{span} "
-            f"with outputs {made} ({_said(error)}); where they are classes, they are int64 (targets.long()) from 0 to "
-            "one less than there are outputs"
-        ) from error
-
-
-def _kind(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST]}"

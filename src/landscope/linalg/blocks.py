@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landscope.linalg.density import estimated
 from landscope.linalg.krylov import basis_dtype, gaussian, orthogonalised, signs
+from landscope.linalg.requests import check_operator, check_seed, check_whole
 from landscope.linalg.splits import COLUMNS, applied, krylov_basis
 from landscope.spec import derive
 from landscope.types import Estimate, Operator
@@ -82,8 +83,10 @@ def block_spectra(
     """
     if not blocks:
         raise ValueError("no block is given: name at least one slice of the flat vector")
-    if steps < 1 or probes < 2 or top < 1:
-        raise ValueError(f"steps >= 1, probes >= 2 and top >= 1 are needed, not {steps}, {probes}, {top}")
+    check_operator(op)
+    check_whole(1, steps=steps, top=top, columns=columns)
+    check_whole(2, probes=probes)
+    check_seed(seed)
     runs = {name: _Block(op, name, place, steps, seed) for name, place in blocks.items()}
     while active := [run for run in runs.values() if run.direction is not None]:
         _multiply(op, active, [run.direction for run in active if run.direction is not None], columns, "take")
@@ -99,7 +102,7 @@ class _Block:
     def __init__(self, op: Operator, name: str, place: slice, steps: int, seed: int) -> None:
         start, stop, stride = place.indices(op.dim)
         self.place, self.size, self.name, self.op = slice(start, stop), stop - start, name, op
-        if stride != 1 or self.size < 1:
+        if stride != 1 or self.size < 1 or (place.stop is not None and place.stop > op.dim):
             raise ValueError(f"the block {name!r} is {place}: a contiguous, non-empty part of 0…{op.dim} is needed")
         self.dtype = basis_dtype(op)
         self.rows = torch.zeros(min(steps, self.size), self.size, dtype=self.dtype, device=op.device)
@@ -215,8 +218,9 @@ def diagonal(op: Operator, products: int = 100, seed: int = 0) -> Diagonal:
     >>> [round(x, 9) for x in diagonal(Diagonal()).mean.tolist()]
     [1.0, 5.0, -9.0]
     """
-    if products < 3:
-        raise ValueError(f"a diagonal with its error needs at least 3 products, not {products}")
+    check_operator(op)
+    check_whole(3, products=products)  # two probes have an error
+    check_seed(seed)
     krylov = krylov_basis(op, op.dim if op.dim <= products else products // 3, lambda _: True, seed)
     u = krylov.rows[krylov.done]
     images = krylov.h[: krylov.used, krylov.done].T.to(u) @ krylov.rows[: krylov.used]  # A U = U T + P B: no product

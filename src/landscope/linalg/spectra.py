@@ -16,6 +16,7 @@ from landscope.linalg.extremes import Search, Wanted, chosen_block
 from landscope.linalg.krylov import Krylov
 from landscope.linalg.probes import Deflation, Probe, probe_chains
 from landscope.linalg.progress import Report, Watch
+from landscope.linalg.requests import check_operator, check_seed, check_whole
 from landscope.types import Estimate, Operator
 
 PAIRS = ("eigenvalues", "eigenvectors", "residuals", "converged")
@@ -140,8 +141,9 @@ def spectrum(
         A Spectrum.
 
     Raises:
-        ValueError: for more pairs than dim, a budget or a basis too small, an operator that is not symmetric, or a
-            checkpoint of another run.
+        ValueError: for more pairs than dim, a budget, a block or a basis too small, a tolerance that is not positive,
+            an operator that is not symmetric, or a checkpoint of another run.
+        TypeError: for an ``op`` that is no Operator, and counts or seeds that are no whole numbers.
         FloatingPointError: where the operator returns NaN or infinity.
 
     Cost: for five well separated pairs about 20 to 40 products, the check included, and ``probes · steps`` for the
@@ -158,6 +160,11 @@ def spectrum(
     >>> round(found.trace.mean, 6), round(found.trace_squared.mean, 6)
     (-3.0, 107.0)
     """
+    check_operator(op)
+    check_seed(seed)
+    check_whole(1, block=1 if block is None else block)
+    if not rtol > 0:
+        raise ValueError(f"a relative tolerance is positive, not {rtol}")
     _check_request(op, top, bottom, max_products, probes, steps, density)
     size, timed = (block, 0) if block is not None else chosen_block(op, seed)
     wanted = Wanted(top, bottom, rtol, max_products, min(size, op.dim), steps if density else 0, check)
@@ -174,15 +181,14 @@ def spectrum(
 def _check_request(
     op: Operator, top: int, bottom: int, max_products: int, probes: int, steps: int, density: bool
 ) -> None:
-    if not (isinstance(top, int) and isinstance(bottom, int)):
-        raise TypeError(f"top and bottom are whole numbers of eigenpairs, not {top!r} and {bottom!r}")
+    check_whole(0, top=top, bottom=bottom, max_products=max_products)
     k = top + bottom
-    if top < 0 or bottom < 0 or not 1 <= k <= op.dim:
+    if not 1 <= k <= op.dim:
         raise ValueError(f"between 1 and dim = {op.dim} eigenpairs can be had, not {k} (top={top}, bottom={bottom})")
     if max_products < k:
         raise ValueError(f"{k} eigenpairs need max_products >= {k}, not {max_products}")
-    if density and (probes < 2 or steps < 2):
-        raise ValueError(f"an error bar needs probes >= 2 and steps >= 2, not {probes} and {steps}")
+    if density:
+        check_whole(2, probes=probes, steps=steps)  # fewer have no error bar
 
 
 def _room(wanted: Wanted) -> int:

@@ -14,6 +14,7 @@ from landscope.types import Operator
 
 COLUMNS = 8  # of a product with independent probes
 MOST_VECTORS = 64  # of a basis that grows as long as it pays
+ROUGH = 1e-3  # of its length that a product may be off by: in float32, and by differences, no residual shows all of it
 
 Moment = Literal[1, 2]
 
@@ -97,10 +98,34 @@ def square(x: Tensor) -> float:
     return x.double().square().sum().item()
 
 
-def given(op: Operator, values: Float[Tensor, " k"], vectors: Float[Tensor, " dim k"], residuals: Tensor) -> Split:
-    """U are Ritz vectors that were found before: no product at all."""
-    u = torch.linalg.qr(vectors.to(op.device, basis_dtype(op))).Q.T.contiguous()
-    return Split(op, u, values.sum().item(), (values.square() + residuals.square()).sum().item(), 0)
+def given(
+    op: Operator,
+    values: Float[Tensor, " k"],
+    vectors: Float[Tensor, " dim k"],
+    residuals: Float[Tensor, " k"],
+    seed: int,
+) -> Split:
+    """U are Ritz vectors that were found before: one product, which tells whether they are this operator's.
+
+    For x = U c with random c, ‖A x − U Λ c‖ is at most Σ|cᵢ|·rᵢ, r the residuals.
+
+    Raises:
+        ValueError: where it is more, or the vectors have another length.
+    """
+    if len(vectors) != op.dim:
+        raise ValueError(f"the eigenvectors in deflate= have {len(vectors)} coordinates, and the operator {op.dim}")
+    x = vectors.to(op.device, basis_dtype(op))
+    c = gaussian(len(values), derive(seed, "given"), torch.float64)
+    off = (applied(op, (x @ c.to(x))[None])[0] - x @ (values.cpu() * c).to(x)).norm().item()
+    length, scale = c.norm().item(), values.abs().max().item()
+    if off > (c.abs() * residuals.cpu()).sum().item() + ROUGH * scale * length:
+        raise ValueError(
+            f"the eigenpairs in deflate= are not this operator's: a product with their span differs by {off:.3g} of "
+            f"{scale * length:.3g} from what they say. Were they found before further training, or on other data? Find "
+            "them again with spectrum(op), or leave deflate= out"
+        )
+    u = torch.linalg.qr(x).Q.T.contiguous()
+    return Split(op, u, values.sum().item(), (values.square() + residuals.square()).sum().item(), 1)
 
 
 def krylov_basis(op: Operator, most: int, goes_on: Callable[[Krylov], bool], seed: int) -> Krylov:

@@ -4,13 +4,14 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from landscope.linalg.krylov import Krylov, basis_dtype, gaussian
+from landscope.linalg.requests import check_operator, check_seed, check_whole
 from landscope.linalg.spectra import Spectrum, spectrum
 from landscope.linalg.splits import (
     MOST_VECTORS,
@@ -70,7 +71,7 @@ def trace(
         confidence: The probability with which it is to hold.
         products: The budget, 60 by default; with ``rtol`` the most that may be spent, 5,000 by default.
         method: See above.
-        deflate: Eigenpairs that were found before. The probes' seed must not be the one they were found with.
+        deflate: Eigenpairs of the same operator that were found before; one product tells whether they are its own.
         seed: For all random vectors.
 
     Returns:
@@ -78,7 +79,9 @@ def trace(
         outliers over a bulk, an indefinite and a rank-deficient spectrum. A budget below 20 (40 for XTrace) warns.
 
     Raises:
-        ValueError: for a budget that is too small, a tolerance with XTrace, or ``deflate`` with another method.
+        ValueError: for a budget that is too small, a tolerance with XTrace, an unknown method, ``deflate`` with another
+            one, or with eigenpairs of another operator (the same network before further training, say).
+        TypeError: for an ``op`` that is no Operator, and a budget or seed that is no whole number.
         FloatingPointError: where the operator returns NaN or infinity.
 
     >>> class Diagonal:
@@ -88,10 +91,11 @@ def trace(
     >>> trace(Diagonal())
     -1 (exact)
     """
+    check_operator(op)
+    ask = _Request(rtol, confidence, products, method, deflate, seed)
     known = _known(op) if method == "auto" else None
     if known is not None:
         return Estimate(known)
-    ask = _Request(rtol, confidence, products, method, deflate, seed)
     first = OWN_PILOT if rtol is not None else max(ask.budget // OWN_COST, 2)
     own = _own_samples(op, first, seed) if method == "auto" and deflate is None else None
     if own is None:
@@ -122,6 +126,7 @@ def trace_squared(
     >>> trace_squared(Diagonal())
     10 (exact)
     """
+    check_operator(op)
     if method in ("xtrace", "hutch++"):
         raise ValueError(f"{method!r} estimates Tr(A); for Tr(A²) take method 'deflated' or 'hutchinson'")
     return _moment(op, 2, _Request(rtol, confidence, products, method, deflate, seed))
@@ -172,6 +177,10 @@ class _Request:
     def __post_init__(self) -> None:
         budget = self.products if self.products is not None else PRODUCTS if self.rtol is None else MOST_PRODUCTS
         object.__setattr__(self, "budget", budget)
+        if self.method not in get_args(Method):
+            raise ValueError(f"a method is one of {', '.join(get_args(Method))}, not {self.method!r}")
+        check_whole(0, products=budget)
+        check_seed(self.seed)
         if not 0 < self.confidence < 1:
             raise ValueError(f"a confidence lies between 0 and 1, not {self.confidence}")
         if self.rtol is not None and not self.rtol > 0:
@@ -238,7 +247,7 @@ def _split(op: Operator, ask: _Request) -> Split:
     if ask.method == "hutchinson":
         return nothing(op)
     if ask.deflate is not None:
-        return given(op, ask.deflate.eigenvalues, ask.deflate.eigenvectors, ask.deflate.residuals)
+        return given(op, ask.deflate.eigenvalues, ask.deflate.eigenvectors, ask.deflate.residuals, ask.seed)
     third = max(1, min(ask.budget // 3, MOST_VECTORS))
     if ask.method == "hutch++":
         return sketched(op, third if ask.rtol is None else PILOT, ask.seed)
@@ -280,6 +289,8 @@ def _to_tolerance(split: Split | _OwnSamples, moment: Moment, ask: _Request, pil
         samples += split.samples(moment, len(samples), count - len(samples), *names)
         mean, sd, share = float(np.mean(samples)), float(np.std(samples, ddof=1)), share / 2
         least = abs(mean) - float(stdtrit(count - 1, 1 - share)) * sd / math.sqrt(count)
+        if not sd:
+            return Estimate(mean)  # such as a trace of 0 that every probe sees
         if least > 0.5 * abs(mean) or split.products + count > ask.budget:
             break
         count *= 2  # |trace| is not told from 0 well enough: each further look has half of the last one's share
@@ -295,8 +306,6 @@ def _to_tolerance(split: Split | _OwnSamples, moment: Moment, ask: _Request, pil
             "products: the estimate's interval says what was reached",
             stacklevel=4,
         )
-    if not sd0:
-        return Estimate(float(np.mean(samples)))
     return Estimate(float(np.mean(samples)), sd0 / math.sqrt(total), total, df=float(first - 1))
 
 

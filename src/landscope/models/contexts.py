@@ -10,14 +10,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode; each is as it was found afterwards, also after an exception."""
+    """Every submodule in eval mode; modes and buffers are as they were found afterwards, also after an exception.
+
+    A forward pass may write on buffers in eval mode, too, and ``torch.nn.functional.batch_norm`` does so unseen by
+    autograd's counters: contents are compared, and what nothing wrote on is not touched.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    places = [(module, name, buffer) for module, _ in modes for name, buffer in module.named_buffers(recurse=False)]
+    kept = [(*place, place[-1].detach().clone()) for place in places]
     try:
         model.eval()
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        with torch.no_grad():
+            for module, name, buffer, copy in kept:
+                if getattr(module, name) is not buffer:
+                    setattr(module, name, buffer)
+                if buffer.layout != torch.strided or not torch.equal(buffer, copy):
+                    buffer.copy_(copy)
 
 
 @contextmanager

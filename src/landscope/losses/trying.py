@@ -1,0 +1,43 @@
+"""Trying a loss on outputs and targets, so that what does not fit is said in words."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST = 300  # characters of PyTorch's own message
+
+
+def tried_loss(loss: Any, outputs: Any, targets: Tensor, name: str = "") -> Any:
+    """The loss of outputs and targets.
+
+    Args:
+        loss: Any function of both.
+        outputs: A network's.
+        targets: Of the same samples.
+        name: Of the set that they belong to, for the message.
+
+    Raises:
+        ValueError: where the loss does not take them, such as a class label out of range.
+    """
+    try:
+        return loss(outputs, targets)
+    except Exception as error:
+        made = f"{list(outputs.shape)}" if isinstance(outputs, Tensor) else f"in a {type(outputs).__name__}"
+        span = f", {targets.min().item():g} to {targets.max().item():g}," if targets.numel() else ""
+        whose = f"{name} targets" if name else "targets"
+        raise ValueError(
+            f"the loss does not take the {whose}, {kind(targets.dtype)} of shape {list(targets.shape)}{span} "
+            f"with outputs {made} ({said(error)}); where they are classes, they are int64 (targets.long()) from 0 to "
+            "one less than there are outputs"
+        ) from error
+
+
+def kind(dtype: torch.dtype) -> str:
+    """A type's name without the library's."""
+    return str(dtype).removeprefix("torch.")
+
+
+def said(error: Exception) -> str:
+    """What PyTorch says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST]}"
