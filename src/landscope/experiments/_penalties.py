@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from landscope.experiments._flatness_aware import DECAY
+from landscope.experiments._tuning import chosen
 from landscope.figures import Axis, Figure, Panel, Series, by_level, curves
 from landscope.stats import Units, Untestable, difference, log_ratio, trend
 from landscope.types import Table
@@ -155,24 +156,16 @@ def tuned_difference(
     missing = [family for family in (first, second) if family not in {r["kind"] for r in rows if r["arm"] != NONE}]
     if missing:
         raise Untestable(f"there are no finished runs with {' or '.join(missing)} under this protocol")
-    chosen = [row for family in (first, second) for row in _tuned(rows, family)]
+    best = [row for family in (first, second) for row in _tuned(rows, family)]
     return difference(
-        Table.of(chosen), value=value, over="family", first=first, second=second, worst=worst, examples=examples
+        Table.of(best), value=value, over="family", first=first, second=second, worst=worst, examples=examples
     )
 
 
 def _tuned(rows: Sequence[dict[str, Any]], family: str) -> list[dict[str, Any]]:
     """For each seed the run of a family that validation chooses; without a seed that lacks one of its runs."""
-    seeds: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["kind"] == family or row["arm"] == NONE:
-            seeds.setdefault(row["seed"], []).append(row)
-    whole, found = max(map(len, seeds.values())), []
-    for runs in seeds.values():
-        done = [row for row in runs if row["status"] != "diverged"] or runs
-        best = max(done, key=lambda row: (row["valid_accuracy"] or 0.0, -(row["valid_loss"] or 0.0)))
-        found += [best | {"family": family}] if len(runs) == whole else []
-    return found
+    own = (row for row in rows if row["kind"] == family or row["arm"] == NONE)
+    return [row | {"family": family} for row in chosen(own)]
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
