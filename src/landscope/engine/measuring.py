@@ -104,7 +104,7 @@ def measure(
 
     Raises:
         LookupError: for a measure that does not exist; the message suggests the nearest name.
-        ValueError: for data that are empty or not finite, or a loss that is not a plain mean.
+        ValueError: for data that are empty or not finite, a loss that is not a plain mean, or no measures at all.
     """
     values = measured(model, loss, train=train, valid=valid, test=test, measures=measures)
     return Table.of(row for name, part in values.items() for item in part.items() for row in value_rows(name, *item))
@@ -126,6 +126,10 @@ def measured(
     """
     check_mean(loss)
     chosen = sorted(all_measures.names()) if measures is None else [measures] if isinstance(measures, str) else measures
+    if not chosen:
+        raise ValueError(
+            "there is nothing to measure: give the name of at least one measure (landscope list), or None for all"
+        )
     calls = [one for m in chosen for one in ([m] if isinstance(m, Call) else find_measures([m]))]
     values: dict[str, Mapping[str, Any]] = {}
     with evaluating(model), seeded(0):  # reading a DataLoader draws random numbers

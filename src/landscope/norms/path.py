@@ -183,6 +183,11 @@ def _outputs(
         raise ValueError(
             f"the paths of {_where(model, error)} cannot be followed: it {error}. What can be followed: {FOLLOWED}"
         ) from None
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network fails on one input of shape={tuple(shape)} ({error}): give the shape of one of its inputs, "
+            "without the batch dimension"
+        ) from error
     if not isinstance(outputs, Tensor) or not mode.arrived(outputs):
         raise ValueError(
             f"the model's output ({type(outputs).__name__}) is no tensor reached from its input by operations that can "

@@ -37,7 +37,14 @@ class Wrapping(Checking, abc.ABC):
         super().__init__(parameters_given(params), defaults | {"gradients": 0})
         make = base if isinstance(base, type) else lambda groups, **kwargs: optimizer(base, groups, **kwargs)
         first = [dict(group) for group in self.param_groups]
-        made = make(first, **settings)
+        try:
+            made = make(first, **settings)
+        except TypeError as error:
+            called, given = base if isinstance(base, str) else base.__name__, ", ".join(settings) or "none"
+            raise TypeError(
+                f"{type(self).__name__} hands settings that are not its own ({given}) to its base optimizer {called}, "
+                f"which refuses them: {error}" + "; the adaptive one is ASAM" * ("adaptive" in settings)
+            ) from error
         for group, settled in zip(self.param_groups, made.param_groups, strict=True):
             group.update({name: value for name, value in settled.items() if name != "params"})
         self.base = made

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -35,8 +35,10 @@ class Draws(nn.Module):
 
     def __init__(self, seed: int | None, purpose: str) -> None:
         super().__init__()
-        if seed is not None and seed < 0:
-            raise ValueError(f"a seed is a whole number of at least 0, or None for torch's own generator, not {seed}")
+        whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+        if seed is not None and (not whole or seed < 0):
+            kind = ValueError if whole else TypeError
+            raise kind(f"a seed is a whole number of at least 0, or None for torch's own generator, not {seed!r}")
         self.seed, self.purpose = seed, purpose
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
@@ -103,12 +105,17 @@ def check_sizes(owner: str, *, positive: bool = False, **settings: Any) -> None:
             raise ValueError(f"{owner} needs {name} {'above' if positive else 'of at least'} 0{finite}, not {value}")
 
 
-def check_layers(owner: str, layers: tuple[str, ...] | None) -> None:
-    """Refuse an empty choice of layers.
+def check_layers(owner: str, layers: Any) -> None:
+    """Refuse a choice of layers that is empty, or no tuple of names; None is let through.
 
     Raises:
+        TypeError: for one name by itself, and for what is no name.
         ValueError: for ``()``.
     """
+    if isinstance(layers, str):
+        raise TypeError(f"{owner} needs layers to be a tuple of names: layers=({layers!r},), not layers={layers!r}")
+    if layers is not None and not (isinstance(layers, (tuple, list)) and all(isinstance(n, str) for n in layers)):
+        raise TypeError(f"{owner} needs layers to be a tuple of modules' or parameters' names, not {layers!r}")
     if layers is not None and not layers:
         raise ValueError(f"{owner}(layers=()) chooses nothing; name some modules, or None for all")
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from landscope.losses.plain import check_inside, one_hot
 from landscope.regularizers.draws import Batch, Draws, check_counts, check_real, passed
 from landscope.spec import Call
 from landscope.types import Batches
@@ -26,7 +27,7 @@ def reverse_cross_entropy(outputs: Float[Tensor, " n classes"], targets: Int[Ten
         targets: Class indices.
 
     Raises:
-        ValueError: for fewer than two classes: there is nothing else to predict.
+        ValueError: for fewer than two classes (there is nothing else to predict), and targets that are none of them.
 
     >>> import math
     >>> round(reverse_cross_entropy(torch.zeros(3, 4), torch.tensor([0, 1, 2])).item() / math.log(4 / 3), 5)
@@ -40,8 +41,7 @@ def reverse_cross_entropy(outputs: Float[Tensor, " n classes"], targets: Int[Ten
 def _reversed(outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.shape[1] < 2:
         raise ValueError(f"reverse cross-entropy needs at least two classes, not {outputs.shape[1]}")
-    own = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]  # one_hot fails under vmap
-    others = outputs.masked_fill(own, -torch.inf).logsumexp(1)
+    others = outputs.masked_fill(one_hot(targets, outputs.shape[1]), -torch.inf).logsumexp(1)
     lead = outputs.gather(1, targets[:, None])[:, 0] - others
     return functional.softplus(lead, threshold=50.0)
 
@@ -61,7 +61,8 @@ def poison(*, beta: float = 0.5, source: Source, batch_size: int | None = None, 
         seed: Of the draws where no trainer makes them; None draws from torch's global generator.
 
     Raises:
-        ValueError: for β outside [0, 1], a batch size below 1, an empty or uneven poison set.
+        ValueError: for β outside [0, 1], a batch size below 1, a poison set that is empty or uneven, or whose targets
+            are no class indices. At a call: for labels that the network has no output for.
         TypeError: for a source that gives something else, a batch size that is no whole number.
 
     Cost: a forward and backward pass of the poison batch.
@@ -75,9 +76,21 @@ def poison(*, beta: float = 0.5, source: Source, batch_size: int | None = None, 
         found = found.inputs, found.targets
     if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
         raise TypeError(f"a poison set is a pair of tensors (inputs, targets), not {type(found).__name__}")
-    if not len(found[0]) or len(found[0]) != len(found[1]):
-        raise ValueError(f"a poison set needs as many targets as inputs, not {len(found[1])} and {len(found[0])}")
+    _check_set(*found)
     return Poison(beta, found[0], found[1], batch_size, seed)
+
+
+def _check_set(inputs: Tensor, targets: Tensor) -> None:
+    if len(inputs) != len(targets):
+        raise ValueError(f"a poison set needs as many targets as inputs, not {len(targets)} and {len(inputs)}")
+    if not len(inputs):
+        raise ValueError("the poison set is empty: give it at least 1 sample, or train without poison")
+    if targets.dim() != 1 or targets.is_floating_point():
+        raise ValueError(
+            f"a poison set's targets are class indices, [{len(inputs)}] of integers, not {list(targets.shape)} of "
+            f"{targets.dtype}"
+        )
+    check_inside(targets, "class indices, from 0 on, in a poison set", lambda y: y >= 0)
 
 
 class Poison(nn.Module):
@@ -94,6 +107,7 @@ class Poison(nn.Module):
         self.draws: Draws = Draws(seed, "poison")
         self.register_buffer("inputs", inputs, persistent=False)
         self.register_buffer("targets", targets, persistent=False)
+        self._highest: int = int(targets.max())
 
     def draw(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor]:
         """Which samples of the poison set one step takes, for ``drawn=``."""
@@ -119,11 +133,19 @@ class Poison(nn.Module):
             outputs: The network's outputs on the batch with their graph, where they are already computed. A
                 network with dropout needs them: another pass has another mask.
             drawn: What `draw` gave; drawn here if None.
+
+        Raises:
+            ValueError: for labels in the poison set that the network has no output for.
         """
         if drawn is None:
             drawn = self.draw(model, batch, self.draws.next(self.inputs.device))
         clean = passed(model, batch[0]) if outputs is None else outputs
         poisoned = passed(model, self.inputs[drawn[0]])
+        if poisoned.shape[1] <= self._highest:
+            raise ValueError(
+                f"the poison set has labels up to {self._highest}, but the network has {poisoned.shape[1]} outputs: "
+                f"give labels from 0 to {poisoned.shape[1] - 1}"
+            )
         wrong = reverse_cross_entropy(poisoned, self.targets[drawn[0]])
         return self.beta * (wrong - functional.cross_entropy(clean, batch[1]))
 

@@ -65,6 +65,7 @@ def monitor(
         LookupError: for a measure that does not exist; the message suggests the nearest name.
         ValueError: for data that are empty or not finite, a loss that is not a plain mean, a model whose parameters
             are spread over processes, or settings out of range.
+        TypeError: for an ``every`` that is no whole number.
 
     >>> from landscope.losses import squared_error
     >>> from landscope.models import mlp
@@ -103,6 +104,8 @@ class Settings:
         forward: Forward | None,
         clock: Callable[[], float],
     ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int):
+            raise TypeError(f"every is a whole number of steps from one measurement to the next, not {every!r}")
         if every < 1:
             raise ValueError(f"every is the number of steps from one measurement to the next, at least 1, not {every}")
         if budget is not None and not budget > 0:
