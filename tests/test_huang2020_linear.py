@@ -218,8 +218,10 @@ def test_the_linear_model_is_chosen_among_its_runs_that_fit():
     assert {row["optimizer.lr"] for row in fitted} <= {0.1, 0.01}
     assert {row["optimizer.lr"] for row in shared.tuned(table, shared.LINEAR)} == {0.001}
     told = {c.text: c for c in many.claims("laptop", SIGNALS)}
-    free = next(c for text, c in told.items() if "whether or not it fits" in text)
-    assert all(part.statistic is not None and part.statistic(table).mean < 0 for part in free.parts)
+    free = next(c for text, c in told.items() if "whether or not that fits" in text)
+    assert free.statistic is not None
+    assert free.statistic(table).mean < -0.1
+    assert free.statistic(made_up(many, "equally tuned")).mean == pytest.approx(0.3, abs=0.03)
 
 
 def test_runs_that_diverged_count_as_chance_where_nothing_else_is_to_choose():

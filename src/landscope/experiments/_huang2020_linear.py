@@ -200,6 +200,24 @@ def tuned_difference(
     return difference(Table.of(rows), value=value, worst=worst, examples=examples, **over)
 
 
+def least_lead(table: Table, /, *, names: tuple[str, ...], worst: float | None = None) -> Units:
+    """The smallest lead of several arms over the linear model, fitted or not, all as validation chooses them.
+
+    Args:
+        table: One protocol's results.
+        names: The arms.
+        worst: The test accuracy that stands for a diverged run.
+
+    Raises:
+        Untestable: where an arm has no runs.
+    """
+    leads = [tuned_difference(table, first=name, second=LINEAR, fitted=(), worst=worst) for name in names]
+    by_seed = [dict(zip(units.ids, units.values, strict=True)) for units in leads]
+    seeds = sorted(set.intersection(*map(set, by_seed)))
+    values = np.array([min(lead[seed] for lead in by_seed) for seed in seeds])
+    return Units(tuple(seeds), values, arms=2 * len(names), found=sum(units.found for units in leads))
+
+
 def accuracy_of(table: Table, /, *, name: str, value: str, fitted: bool = False) -> Units:
     """An arm's accuracy in the setting that validation chooses, one number a seed; a diverged run's is 0.
 

@@ -21,6 +21,7 @@ from landscope.experiments._huang2020_linear import (
     check_data,
     figures,
     known,
+    least_lead,
     no_subnormal_gradients,
     small_vgg,
     tuned_difference,
@@ -229,33 +230,30 @@ def claims(scale: str, data: Any) -> list[Claim]:
         accuracy["examples"] = "test_correct"
     far: dict[str, Any] = {"smallest": FAR, "reason": FAR_BECAUSE, "unit": "points"}
 
-    def ahead(names: Sequence[str], fitted: tuple[str, ...]) -> tuple[Claim, ...]:
-        return tuple(
-            Claim(
-                f"{name} finds networks that test better than the linear model",
-                call(tuned_difference, first=name, fitted=fitted, **accuracy),
-                "greater",
-                **far,
-            )
-            for name in names
+    parts = tuple(
+        Claim(
+            f"{name} finds networks that test better than the linear model",
+            call(tuned_difference, first=name, **accuracy),
+            "greater",
+            **far,
         )
-
+        for name in METHODS
+    )
     return [
         Claim(
             "Every optimizer finds networks that test better than the linear model that fits the training set",
             None,
             "all_of",
-            parts=ahead(tuple(METHODS), (LINEAR,)),
+            parts=parts,
             expectation="Supported once tuned; at the published rates slow ones may not have learned in so few steps.",
             **far,
         ),
         Claim(
-            "The same of the linear model that validation chooses, whether or not it fits",
-            None,
-            "all_of",
-            parts=ahead(tuple(METHODS), ()),
+            "The optimizer that tests worst leads the linear model that validation chooses, whether or not that fits",
+            call(least_lead, names=tuple(METHODS), worst=1 / data.outputs),
+            "greater",
+            unit="points",
             primary=False,
-            **far,
         ),
         Claim(
             f"The linear model fits {FITTED:.1%} of the training set",
