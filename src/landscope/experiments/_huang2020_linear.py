@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from landscope.comparisons import against
 from landscope.experiments._data import check_classes
 from landscope.experiments._tuning import chosen
-from landscope.figures import Figure
+from landscope.figures import Axis, Figure, Panel, Series
 from landscope.models.checks import check_sizes
 from landscope.spec import Call, Claim, Protocol, call
 from landscope.stats import Units, Untestable, difference
@@ -282,12 +281,34 @@ def figures(results: Table, runs: Mapping[str, Protocol], called: Mapping[str, s
             _in_percent(row) | {"arm": (called or {}).get(row["arm"], row["arm"])} for row in rows
         )
     drawn = (
-        against(tables, "test", "Test accuracy", "test_percent", "test accuracy (%)", over="arm", log=False),
-        against(tables, "fit", "How well the training set is fitted", "train_percent", "training accuracy (%)",
-                over="arm", log=False),
-        against(tables, "rates", "Learning rates that validation chooses", "rate", "learning rate", over="arm"),
-    )  # fmt: skip
+        _by_arm(tables, "test", "Test accuracy", "test_percent", "test accuracy (%)"),
+        _by_arm(tables, "fit", "How well the training set is fitted", "train_percent", "training accuracy (%)"),
+        _by_arm(tables, "rates", "Learning rates that validation chooses", "rate", "learning rate", log=True),
+    )
     return [figure for figure in drawn if figure is not None]
+
+
+def _by_arm(
+    tables: Mapping[str, Table], name: str, title: str, column: str, label: str, *, log: bool = False
+) -> Figure | None:
+    """A column of every arm, one below the other: their names are too long and too many to stand side by side."""
+    panels, said = [], []
+    for slot, (protocol, table) in enumerate(tables.items()):
+        rows = table.rows()
+        names = sorted({row["arm"] for row in rows}, reverse=True)
+        if not names:
+            continue
+        values = np.array([row[column] for row in rows], np.float64)
+        places = np.array([names.index(row["arm"]) for row in rows], np.float64)
+        hover = tuple(f"seed {row['seed']}, run {row['run']}" for row in rows)
+        axis = Axis("arm", ticks=(range(len(names)), names), limits=(-0.5, len(names) - 0.5))
+        series = Series("seeds", values, places, mode="points", slot=slot, hover=hover)
+        panels.append(Panel(protocol, Axis(label, log=log), axis, (series,)))
+        middle = (f"{np.median(values[places == place]):.3g} of {each}" for place, each in enumerate(names))
+        said.append(f"{protocol}: {', '.join(reversed(list(middle)))}")
+    if not panels:
+        return None
+    return Figure(name, title, f"{title}, medians over seeds. {'; '.join(said)}.", tuple(panels), "Points are seeds.")
 
 
 def _in_percent(row: Mapping[str, Any]) -> dict[str, Any]:
