@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,7 +124,8 @@ def test_performance_is_exact_over_ragged_batches():
     assert values["train_loss"] == pytest.approx(functional.cross_entropy(model(x), y).item(), rel=1e-12)
     right = (model(x).argmax(1) == y).double()
     assert values["generalization_gap"] == pytest.approx(right.mean().item() - right[:9].mean().item())
-    assert values["loss_gap"] == values["test_loss"] - values["train_loss"]
+    train, test, gap = (float(values[name]) for name in ("train_loss", "test_loss", "loss_gap"))
+    assert gap == test - train
     assert "valid_loss" not in values
 
 
@@ -139,6 +141,30 @@ def test_performance_says_which_test_samples_are_right():
     # Off, it is the measure that it was before there was the setting: what is in a store stays measured.
     off, on = (key_of(call(performance, examples=examples)) for examples in (None, True))
     assert key_of(call(performance)) == off != on
+
+
+@pytest.mark.parametrize("loss", [functional.cross_entropy, squared_error(), nn.CrossEntropyLoss(label_smoothing=0.1)])
+def test_losses_of_held_out_examples_have_their_sampling_error(loss):
+    model, (x, y) = made("mlp")
+    sets = {"valid": Batches(x[:7], y[:7], 3), "test": Batches(x[3:12], y[3:12], 4)}
+    snapshot = replace(snapshot_of(model, (x, y), test=sets["test"]), valid=sets["valid"], loss=loss)
+    values, plain = performance(snapshot, errors=True, examples=True), performance(snapshot, examples=True)
+    assert list(values) == list(plain)
+    for name, part in sets.items():
+        each = torch.stack([loss(model(a[None]), b[None]) for a, b in zip(part.inputs, part.targets, strict=True)])
+        found = values[f"{name}_loss"]
+        assert isinstance(found, Estimate)
+        assert (found.mean, found.n) == (plain[f"{name}_loss"], part.n)
+        assert found.sem == pytest.approx(each.std().item() / part.n**0.5, rel=1e-9)
+    gap, test = values["loss_gap"], values["test_loss"]
+    assert isinstance(gap, Estimate)
+    assert isinstance(test, Estimate)
+    assert (gap.mean, gap.sem, gap.n) == (plain["loss_gap"], test.sem, test.n)
+    for name in ("train_loss", "train_accuracy", "test_accuracy", "generalization_gap"):
+        assert values[name] == plain[name]
+    one = replace(snapshot, test=Batches(x[:1], y[:1], 1))
+    assert isinstance(performance(one, errors=True)["test_loss"], float)
+    assert key_of(call(performance, errors=None)) == key_of(call(performance))
 
 
 @pytest.mark.parametrize("which", MADE)

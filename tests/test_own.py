@@ -126,9 +126,15 @@ def test_accuracies_have_the_sampling_error_of_their_examples(here):
     assert float(found[2]) == pytest.approx(math.sqrt(p * (1 - p) / 360), rel=0.05)
     assert re.search(rf"generalization_gap -?[\d.e-]+ ± {re.escape(found[2])} \(n=360\)", said)
     assert "valid_accuracy" in said
-    assert re.search(r"train_accuracy [\d.]+ \(exact\)", said)  # of its own set it is
+    for name in ("train_accuracy", "train_loss"):  # of its own set it is
+        assert re.search(rf"{name} [\d.]+ \(exact\)", said)
+    losses = re.search(r"test_loss [\d.]+ ± ([\d.]+) \(n=360\)", said)
+    assert losses is not None, said
+    assert re.search(rf"loss_gap -?[\d.e-]+ ± {re.escape(losses[1])} \(n=360\)", said)
+    assert re.search(r"valid_loss [\d.]+ ± [\d.]+ \(n=\d+\)", said)
     for place in (said, page):
         assert "sampling error of the validation or test examples" in place
+        assert "the standard deviation of their losses over sqrt(n)" in place
 
 
 def test_an_accuracy_of_one_is_not_called_exact_and_few_errors_have_no_interval():

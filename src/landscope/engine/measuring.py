@@ -99,7 +99,7 @@ def measure(
         measures: Names of measures (``landscope list`` has them) or of topics, or Calls with settings; None: all.
 
     Returns:
-        A Table with the columns measure, name, value, sem and n (None where the value is exact); arrays have one row
+        A Table with the columns measure, name, value, sem and n (None where no error is known); arrays have one row
         an element, named ``name[i]``. `measured` gives the values themselves.
 
     Raises:

@@ -86,6 +86,11 @@ def told(part: Mapping[str, Any]) -> str:
             "Standard errors (±) of accuracies and of the gap are the sampling error of the validation or test "
             "examples, sqrt(p (1 - p) / n), which the network must not have been trained on."
         )
+    if any(isinstance(part.get(name), Estimate) for name in ("valid_loss", "test_loss")):
+        said.append(
+            "Those of losses and of their gap are of the same examples: the standard deviation of their losses over "
+            "sqrt(n)."
+        )
     if any(name.endswith("_residual") for name in part):
         said.append("An exact eigenvalue lies within the residual.")
     return " ".join(said)

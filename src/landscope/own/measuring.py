@@ -18,12 +18,13 @@ from landscope.data import Data, Source, find
 from landscope.engine import environment, find_measures, measured, sized
 from landscope.files import sha256
 from landscope.linalg.progress import Progress, listening
+from landscope.measures.outcomes import performance
 from landscope.own.checkpoints import build, load_checkpoint, load_into
 from landscope.own.facts import data_facts, fingerprint, print_values, sampled, told, values_json
 from landscope.own.wanted import Wanted
 from landscope.prediction import duration
 from landscope.report import measures_html
-from landscope.spec import Call, canonical, derive, key
+from landscope.spec import Call, call, canonical, derive, key
 from landscope.store import publish
 from landscope.terminal import plain, progress
 
@@ -34,7 +35,8 @@ OFTEN = 15.0  # seconds between two lines in a log
 def measure_checkpoint(wanted: Wanted) -> Path:
     """Measure a checkpoint, print the values, write the page and, if asked for, the JSON; returns the page's path."""
     wanted.check()
-    calls = find_measures(wanted.measures or sorted(all_measures.topics(), key=lambda topic: topic == "sharpness"))
+    found = find_measures(wanted.measures or sorted(all_measures.topics(), key=lambda topic: topic == "sharpness"))
+    calls = [call(performance, errors=True) if one == call(performance) else one for one in found]
     state = load_checkpoint(wanted.checkpoint)
     model = build(wanted.factory)
     load_into(model, state, wanted.checkpoint)

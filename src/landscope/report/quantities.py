@@ -142,7 +142,7 @@ WORDS = (
 )
 SETS = {"train": "Training", "valid": "Validation", "test": "Test", "none": "nothing", "filter": "filter"}
 BOUNDS = re.compile(r".*_l(2|inf)_sharpness|keskar_sharpness")
-EXACT = re.compile(r"(train|valid|test)_loss|loss_gap|train_accuracy|gradient_.*|sam_sharpness|parameters")
+EXACT = re.compile(r"train_loss|train_accuracy|gradient_.*|sam_sharpness|parameters")
 TO = {"critical_sharpness": 0.01, "critical_learning_rate": 0.01}  # determined to that share of themselves
 
 

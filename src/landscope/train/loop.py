@@ -159,11 +159,19 @@ def _stepper(training: Training) -> Callable[[], Tensor]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loss: Loss, batches: Batches, *, accuracy: bool = True) -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    loss: Loss,
+    batches: Batches,
+    *,
+    accuracy: bool = True,
+    seen: Callable[[Tensor, Tensor], Any] | None = None,
+) -> dict[str, float]:
     """The mean loss over all samples (eval mode), and the accuracy where targets are class indices.
 
     Both are exact sample-weighted means: batches of different sizes count by their samples. ``accuracy`` False leaves
-    the accuracy out, which the frequent checks of a stopping rule do not need.
+    the accuracy out, which the frequent checks of a stopping rule do not need. ``seen`` is shown each batch's outputs
+    and targets, for what else is to be known of them without another pass.
 
     Returns:
         ``{"loss": …, "accuracy": …}``; accuracy is a share between 0 and 1.
@@ -175,6 +183,8 @@ def evaluate(model: nn.Module, loss: Loss, batches: Batches, *, accuracy: bool =
             inputs, targets = inputs.to(device), targets.to(device)
             outputs = model(inputs)
             total += looked_at(loss, outputs, targets) * len(inputs)
+            if seen is not None:
+                seen(outputs, targets)
             if classes:
                 correct += int((outputs.argmax(1) == targets).sum())
     result = {"loss": total / batches.n}
