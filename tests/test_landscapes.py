@@ -454,3 +454,8 @@ def test_between_three_networks_the_second_direction_is_what_is_left():
     first, _ = found.columns.T
     one = torch.cat([(b - a).reshape(-1) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True)])
     torch.testing.assert_close(first, one.detach())
+
+
+def test_a_loss_just_below_zero_by_rounding_may_be_capped():
+    model, data = nn.Linear(2, 2).double(), (torch.ones(8, 2, dtype=torch.float64), torch.zeros(8, dtype=torch.int64))
+    line(model, lambda o, t: 0 * functional.cross_entropy(o, t) - 1e-13, data, cap=1.0, points=3)

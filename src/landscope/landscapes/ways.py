@@ -22,6 +22,7 @@ WAYS = ("loop", "vmap", "chain")
 POINTS = 128  # in a chunk at the most
 CACHE = 2**21  # bytes that a layer's activations in a pass of a chain should fit into
 SLOW = 0.02  # seconds of a pass beyond which it is bound by arithmetic, and more of them at once gain nothing
+ROUNDING = 1e-6  # by how much of the cap a loss may lie below 0: more is no rounding
 AGREE = 1e-3  # by how much ways may differ, relative: more is no rounding
 
 
@@ -165,7 +166,7 @@ def _count(surface: Surface, samples: Samples, coefficients: Tensor, rows: Tenso
         scores = scored(surface, samples, *where, batch, name)
         tally.take(scores)
         if surface.cap is not None:
-            if bool((scores.loss < 0).any()):
+            if bool((scores.loss < -ROUNDING * surface.cap * samples.n).any()):
                 raise ValueError("cap= needs a loss that is never negative: a point could come back below the cap")
             tally.leave(surface.cap * samples.n)
 

@@ -62,7 +62,7 @@ class Bregman:
         return self.each(outputs, targets).mean()
 
     def each(self, outputs: Float[Tensor, " n k"], targets: Shaped[Tensor, " n *k"]) -> Float[Tensor, " n"]:
-        """The loss of each sample: 0 exactly where the target is the output's mean.
+        """The loss of each sample: 0 where the target is the output's mean, to rounding, which may leave it just below.
 
         Targets are ``[n, k]`` (or ``[n]`` for one output); class indices ``[n]`` are taken as one-hot vectors by the
         categorical and the squared loss, and as 0 and 1 by the Bernoulli loss of one output.
