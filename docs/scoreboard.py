@@ -22,12 +22,14 @@ published protocol and under each control, all data sets, positive controls last
 ABOVE = """
 ## What came of the claims
 
-Each paper's claims as it worded them, under a scaled-down version of its own protocol, and what becomes of them under
+What papers claim, or their numbers say, under a scaled-down version of their own protocol, and what becomes of it under
 controls. Some are meant to take an effect away, as clean labels take away a peak. [All claims, data sets and
-numbers](docs/results/README.md), with the commands that make them again.
+numbers](docs/results/README.md), with the commands that make them again and where each number is from.
 
 """
 CELL = re.compile(r"\*\*(?P<word>[^*]+)\*\*(?: \((?P<why>negligible|reversed|too small)\))?(?P<rest>.*)")
+
+BESIDE = re.compile(r"; [^()]*\)")  # what stands in brackets after the interval that decides
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Row:
         published, *controls = (CELL.match(text) for text in self.said.values())
         if published is None:
             return [self.claim, self.paper, "", "not judged", ""]
-        ours = published["rest"].strip().removeprefix(": ").partition("; ")[0]
+        ours = BESIDE.sub(")", published["rest"]).strip().removeprefix(": ").partition("; ")[0]
         kind = f", {published['why']}" if published["why"] else ""
         words = {name: found["word"] for name, found in zip(list(self.said)[1:], controls, strict=True) if found}
         counts = [f"{n} {word}" for word, n in Counter(words.values()).most_common()]
@@ -123,7 +125,14 @@ def short(found: Sequence[Record]) -> str:
 
 def whole(found: Sequence[Record]) -> str:
     """docs/results/README.md: every claim on every data set."""
-    parts = []
+    parts, judged = [], [row for record in found for part in record.parts for row in part.claims]
+    if judged:
+        held = sum("**supported**" in row.cells[3] for row in judged)
+        parts.append(
+            f"{len(judged)} claims are judged as published, and {held} are supported. Were none of them true, a level "
+            f"of 5 % without correction would call about {0.05 * len(judged):.0f} supported; the correction within "
+            "each experiment makes that fewer.\n"
+        )
     for record in found:
         parts.append(f"## [{record.title}]({record.file})\n")
         for part in record.parts:

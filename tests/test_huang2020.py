@@ -199,10 +199,10 @@ def sources(tmp_path_factory):
 def test_every_iterate_of_a_trajectory_begins_a_poisoned_run(sources):
     runs = minefield.published("laptop", sources["minefield"], [0])
     trajectory, bad = runs[0], runs[1:]
-    assert len(bad) == 40
+    assert len(bad) == 25
     assert trajectory.steps == 2_000 * 5
     steps = [r.start["source"].step for r in bad if r.start is not None]
-    assert steps == [5 * epoch for epoch in range(1, 2_000, 50)]
+    assert steps == [5 * epoch for epoch in range(1, 2_000, 80)]
     assert all(r.start is not None and r.start["source"] == at(trajectory, s) for r, s in zip(bad, steps, strict=True))
     assert {(r.steps, r.batch_size, r.seed) for r in bad} == {(40_000, 266, 0)}
     assert len(minefield.published("paper", sources["minefield"], [0])) == 201

@@ -463,8 +463,8 @@ EXPERIMENT = Experiment(
         "128, 512, 1,024 of 50,000, with the same learning rates, for 40 epochs (80); 400 test images drawn anew by "
         "each seed. The paper used its convolutional network on CIFAR-10.",
         "Laptop scale, grey images (MNIST): an MLP with three hidden layers of 32 on 10,000 images, 40 epochs; colour "
-        "images (CIFAR-10): three hidden layers of 64 on 2,000 images, 40 epochs, batches of 16 to 512. A convolutional "
-        "network is trained at paper scale, and beside the MLP in johannsen2026_sharpness_grid.",
+        "images (CIFAR-10): three hidden layers of 64 on 2,000 images, 40 epochs, batches of 16 to 512. A "
+        "convolutional network is trained at paper scale, and beside the MLP in johannsen2026_sharpness_grid.",
         "Training accuracy is evaluated on the whole training set after training; the paper's is the running mean over "
         "the last epoch's batches in train mode.",
         "Equal training loss: the learning rate is constant; the published protocol decays it to 0 by a cosine.",

@@ -372,7 +372,8 @@ EXPERIMENT = Experiment(
         "its convolutional network on all of CIFAR-10.",
         "Curvature: of the loss over the whole training set, with residuals and errors; the paper: 30 power iterations "
         "on the first 1,000 training images. Trace, spectrum, filter-relative curvature and gradient noise are ours.",
-        "Equal training loss: at one level, 0.01 nats, at a constant learning rate (published: cosine decay).",
+        "Equal training loss: at one level, 0.01 nats, of which alone its verdicts speak, at a constant learning rate "
+        "(published: cosine decay).",
         "The correlation is over configurations within a kind of network (MLP, CNN), so that one kind's being both "
         "sharper and worse is not counted.",
         "Paper scale: all seeds are tested on the whole test set; correlations speak of new configurations on these "

@@ -15,8 +15,8 @@ class Held:
     """One quantity under one protocol, by arm: the geometric mean over the runs.
 
     Args:
-        arms: The first and the last arm's names.
-        values: The first and the last arm's means.
+        arms: The two arms that lie furthest apart, by name, in the arms' order.
+        values: Their means.
         factor: The largest arm's mean by the smallest's.
     """
 
@@ -71,8 +71,9 @@ def _held(table: Table, arms: str) -> dict[str, Held]:
                 )
         if len(means) > 1:
             values = [m for _, m in means]
-            ends = (means[0][1], means[-1][1])
-            found[name] = Held((means[0][0], means[-1][0]), ends, max(values) / min(values))
+            least, most = sorted((values.index(min(values)), values.index(max(values))))  # in the order of the arms
+            first, last = (means[least], means[most]) if least != most else (means[0], means[-1])
+            found[name] = Held((first[0], last[0]), (first[1], last[1]), max(values) / min(values))
     return found
 
 

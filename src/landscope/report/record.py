@@ -52,8 +52,10 @@ def to_markdown(report: Report, before: str = "") -> str:
             f"{experiment.summary}"
         ),
         _wrapped(
-            "In brackets stands the interval that decides, corrected for the number of claims; verdicts are reached as "
-            "[written down](../statistics.md)."
+            "In brackets stands the interval that decides, corrected for the number of claims, and the 95 % one where "
+            "that is another; verdicts are reached as [written down](../statistics.md). The paper's number is *inside* "
+            "where as many runs of ours as it is of would be expected to give it (95 % prediction interval); at a "
+            "smaller scale that does not test the number."
         ),
     )
     listed = (_wrapped(f"{i}. {text}", "   ") for i, text in enumerate(experiment.deviations, 1))
@@ -132,8 +134,12 @@ def _verdicts(report: Report) -> str:
 
 
 def _paper(verdict: Verdict) -> str:
+    """The paper's number, of how many runs it is, and whether as many of ours would be expected to give it."""
     claim = verdict.claim
-    return f"{paper_number(claim)} (n = {claim.paper.n})" if claim.paper else "–"
+    if not claim.paper:
+        return "–"
+    where = "" if verdict.prediction is None else f", {'inside' if verdict.prediction[2] else 'outside'}"
+    return f"{paper_number(claim)} (n = {claim.paper.n}{where})"
 
 
 def _cell(verdict: Verdict) -> str:
@@ -143,10 +149,20 @@ def _cell(verdict: Verdict) -> str:
     if verdict.effect is None or verdict.word == "not testable":
         return f"{word}: {verdict.reason}"
     low, high = deciding(verdict)
-    held = "" if low is None or high is None else f" ({shown_interval(verdict.weakest, low, high)})"
+    held = "" if low is None or high is None else f" ({shown_interval(verdict.weakest, low, high)}{_plain(verdict)})"
     others = [f"{v.word} at {step}" for step, v in verdict.other_steps.items() if v.word != verdict.word]
     elsewhere = f"; {', '.join(others)}" if others else ""
     return f"{word} {shown(verdict.weakest, verdict.effect)}{held}, n = {verdict.n}{elsewhere}"
+
+
+def _plain(verdict: Verdict) -> str:
+    """The 95 % interval, where another one decides; and of a trend how many neighbouring levels are in order."""
+    said = ""
+    if verdict.holm_level is not None and abs(verdict.holm_level - 0.95) > 1e-9 and verdict.low is not None:
+        said = f"; 95 %: {shown_interval(verdict.weakest, verdict.low, verdict.high)}"
+    way = {"trend_up": "rising", "trend_down": "falling"}.get(verdict.claim.expect, "")
+    share = verdict.extra.get(f"share {way}")
+    return said + (f"; {share:.0%} of neighbours {way}" if share is not None else "")
 
 
 def _listed(verdicts: Sequence[Verdict], first: str) -> str:
@@ -168,7 +184,7 @@ def _runs(report: Report) -> str:
 
 
 def _held(held: Mapping[str, Mapping[str, Any]]) -> str:
-    """By protocol and quantity, the first and last arm's means and how far all arms lie apart."""
+    """By protocol and quantity, the means of the two arms that lie furthest apart, and how far."""
     names = list(dict.fromkeys(name for found in held.values() for name in found))
     rows = []
     for protocol, found in ((name, found) for name, found in held.items() if found):

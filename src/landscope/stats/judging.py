@@ -176,7 +176,7 @@ def _blocked(claim: Claim, units: Units) -> tuple[str | None, str]:
                 f"{share:.0%} of the runs with {arm} never reach the step at which the arms are compared",
             )
     if not claim.primary:
-        return EXPLORATORY
+        return EXPLORATORY if units.n else ("not testable", units.note or f"no {units.unit} meets its condition")
     if units.n < units.least:
         many = f"{units.unit} is" if units.n == 1 else f"{units.unit}s are"
         return "descriptive", f"{units.n} {many} too few for a verdict, which needs at least {units.least}"
@@ -186,11 +186,11 @@ def _blocked(claim: Claim, units: Units) -> tuple[str | None, str]:
 def _decision(evidence: _Evidence, alpha: float, whole: bool = False) -> tuple[str, str]:
     """The word and why at significance level ``alpha``, on all units or on those ``whole``, without diverged runs."""
     if evidence.parts:
-        # All parts must hold, which needs no correction; but any of them may fail by chance, which does.
-        if all(_decision(part, alpha, whole)[0] == "supported" for part in evidence.parts):
+        # Intersection and union: all parts must hold, and one that is contradicted contradicts them together.
+        found = [_decision(part, alpha, whole) for part in evidence.parts]
+        if all(word == "supported" for word, _ in found):
             return "supported", ""
-        strict = [_decision(part, alpha / len(evidence.parts), whole) for part in evidence.parts]
-        return next((found for found in strict if found[0] == "contradicted"), ("inconclusive", ""))
+        return next((one for one in found if one[0] == "contradicted"), ("inconclusive", ""))
     claim, units = evidence.claim, evidence.units
     if units is None or units.n < 2:
         return "not testable", ""
@@ -234,18 +234,19 @@ def _verdict(
     without = _decision(evidence, alpha, whole=True)[0] if _touched(evidence) else None
     if without is not None and without != word:
         word, why = "inconclusive", "diverged runs decide"
-    holm_low, holm_high = units.interval(1 - alpha)
     tost = word == "supported" and shape.expect == "within"  # then the interval at twice the level has decided
+    level = 1 - 2 * alpha if tost else 1 - alpha
+    holm_low, holm_high = units.interval(level)
     advice = _advice(shape, units, alpha)
     return replace(
         with_numbers,
         word=word,
-        reason=_reason(shape, units, word, why, units.interval(1 - 2 * alpha) if tost else (holm_low, holm_high)),
+        reason=_reason(shape, units, word, why, (holm_low, holm_high)),
         p=evidence.p,
         p_exact=_exact(shape, units),
         holm_low=holm_low,
         holm_high=holm_high,
-        holm_level=1 - alpha,
+        holm_level=level,
         p_adjusted=p_adjusted,
         without_diverged=without,
         negligible=why == "negligible",
