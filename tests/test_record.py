@@ -62,13 +62,17 @@ def test_verdicts_stand_claim_by_protocol(report, text):
     names, _, *body = rows(text, "Verdicts")
     assert names == ["claim", "paper", *made_up.PROTOCOLS]
     assert [row[0].removesuffix(" (post hoc)") for row in body] == [claim.text for claim in made_up.claims()]
-    assert body[0][1] == "×11.58 (n = 1)"
+    (first,) = (v for v in report.verdicts if v.claim.text == LINE and v.control is None)
+    assert first.prediction is not None
+    assert body[0][1] == f"×11.58 (n = 1, {'inside' if first.prediction[2] else 'outside'})"
     assert body[1][0].endswith(" (post hoc)")
     for verdict in (v for v in report.verdicts if v.claim.text == LINE and not v.claim.positive):
         cell = body[0][names.index(verdict.protocol)]
         assert cell.startswith(f"**{verdict.word}**")
         assert shown(verdict.claim, verdict.effect) in cell
         assert shown_interval(verdict.claim, verdict.holm_low, verdict.holm_high) in cell
+        usual = f"95 %: {shown_interval(verdict.claim, verdict.low, verdict.high)}"
+        assert (usual in cell) == (verdict.holm_level != pytest.approx(0.95))
 
 
 def test_arms_have_means_with_intervals(report, text):
