@@ -311,6 +311,9 @@ def test_weights_of_binary_cross_entropy_are_no_class_weights():
 class Counting(nn.Module):
     """Statistics by hand in every mode: batch_norm writes on them unseen by autograd's counters; one is replaced."""
 
+    mean: Tensor
+    var: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(FEATURES, CLASSES)

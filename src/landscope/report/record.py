@@ -157,9 +157,14 @@ def _cell(verdict: Verdict) -> str:
 
 def _plain(verdict: Verdict) -> str:
     """The 95 % interval, where another one decides; and of a trend how many neighbouring levels are in order."""
-    said = ""
-    if verdict.holm_level is not None and abs(verdict.holm_level - 0.95) > 1e-9 and verdict.low is not None:
-        said = f"; 95 %: {shown_interval(verdict.weakest, verdict.low, verdict.high)}"
+    said, low, high = "", verdict.low, verdict.high
+    if (
+        verdict.holm_level is not None
+        and abs(verdict.holm_level - 0.95) > 1e-9
+        and low is not None
+        and high is not None
+    ):
+        said = f"; 95 %: {shown_interval(verdict.weakest, low, high)}"
     way = {"trend_up": "rising", "trend_down": "falling"}.get(verdict.claim.expect, "")
     share = verdict.extra.get(f"share {way}")
     return said + (f"; {share:.0%} of neighbours {way}" if share is not None else "")
