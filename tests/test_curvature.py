@@ -195,7 +195,7 @@ def test_without_the_test_runs_type_checks_the_messages_are_ours():
         "spectrum(h, top=1.5)": "top is a whole number, not 1.5",
         "spectrum(h, 1, block=0)": "block is at least 1, not 0",
         "spectrum(h, 1, probes=2.5)": "probes is a whole number, not 2.5",
-        "spectrum(h, 1, rtol=math.nan)": "a relative tolerance is positive, not nan",
+        "spectrum(h, 1, rtol=math.nan)": "a relative tolerance is at least 0",
         "spectrum(h, 1, seed=None)": "a seed is a whole number, the same one for the same draws, not None",
         "spectrum(torch.eye(4))": "and a Tensor does not: take landscope.hessian",
         "trace(h, method='Hutchinson')": "one of auto, hutchinson, hutch++, xtrace, deflated, not 'Hutchinson'",

@@ -201,7 +201,9 @@ def test_copies_of_the_largest_eigenvalues_are_overlooked_no_more_often_than_sai
     assert spent[0] < spent[1] + 16  # the second run of the copy, and the look itself
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"probes": 1}, "probes >= 2"), ({"basis": 6}, "too small")])
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"probes": 1}, "probes is at least 2"), ({"basis": 6}, "too small")]
+)
 def test_impossible_requests_are_refused(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         spectrum(Matrix(with_spectrum(VALUES)), **settings)

@@ -141,7 +141,7 @@ def spectrum(
         A Spectrum.
 
     Raises:
-        ValueError: for more pairs than dim, a budget, a block or a basis too small, a tolerance that is not positive,
+        ValueError: for more pairs than dim, a budget, a block or a basis too small, a negative tolerance,
             an operator that is not symmetric, or a checkpoint of another run.
         TypeError: for an ``op`` that is no Operator, and counts or seeds that are no whole numbers.
         FloatingPointError: where the operator returns NaN or infinity.
@@ -163,8 +163,8 @@ def spectrum(
     check_operator(op)
     check_seed(seed)
     check_whole(1, block=1 if block is None else block)
-    if not rtol > 0:
-        raise ValueError(f"a relative tolerance is positive, not {rtol}")
+    if not rtol >= 0:
+        raise ValueError(f"a relative tolerance is at least 0, which asks for all that rounding allows, not {rtol}")
     _check_request(op, top, bottom, max_products, probes, steps, density)
     size, timed = (block, 0) if block is not None else chosen_block(op, seed)
     wanted = Wanted(top, bottom, rtol, max_products, min(size, op.dim), steps if density else 0, check)
