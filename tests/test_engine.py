@@ -237,4 +237,5 @@ def test_unknown_measures_and_wrong_losses_are_refused():
     model, data = made("mlp", torch.float32)
     with pytest.raises(ValueError, match="not a plain mean over samples"):
         engine.measured(model, lambda o, t: nn.functional.cross_entropy(o, t, reduction="sum"), train=data)
-    assert engine.measured(model, cross_entropy(), train=data, measures=[]) == {}
+    with pytest.raises(ValueError, match="nothing to measure: give the name of at least one measure"):
+        engine.measured(model, cross_entropy(), train=data, measures=[])

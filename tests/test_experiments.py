@@ -16,8 +16,13 @@ from landscope.store.tables import settings
 from landscope.types import Table
 
 NAMES = list(experiments.names())
-# Positive controls that theory gives, without a published number to compare with.
-NUMBERLESS = {"johannsen2026_double_descent_features", "johannsen2026_double_descent_epochs"}
+# Positive controls that theory gives, and figures that print no number: there is none to compare with.
+NUMBERLESS = {
+    "huang2020_flat_and_sharp",
+    "huang2020_optimizers",
+    "johannsen2026_double_descent_epochs",
+    "johannsen2026_double_descent_features",
+}
 SCALES = [(name, scale) for name in NAMES for scale in experiments.load(name).seeds]
 
 
@@ -47,6 +52,7 @@ class Fake:
             "cifar10": ("cifar10", (3, 32, 32), 50_000, 10),
             "cifar100": ("cifar100", (3, 32, 32), 50_000, 100),
             "mnist": ("mnist", (1, 28, 28), 60_000, 10),
+            "svhn": ("svhn", (3, 32, 32), 73_257, 10),
         }[name]
 
     def draw(self, **settings):

@@ -11,7 +11,7 @@ from torch import nn
 from landscope.losses import cross_entropy, squared_error
 from landscope.measures.connectivity import Between, between, halfway, linear_connectivity
 from landscope.measures.sparsity import weight_density
-from landscope.models import evaluating, mlp, seeded
+from landscope.models import mlp, seeded
 from landscope.spec import call
 from landscope.train import evaluate
 from landscope.types import Batches, Snapshot
@@ -107,7 +107,7 @@ def test_batchnorm_is_renewed_at_every_point_or_mixed():
     mixed = taken(line_of(first, second), data=(x, y), renewed=False)
     assert mixed["line_train_loss"][0].item() == pytest.approx(evaluate(first, cross_entropy(), Batches(x, y))["loss"])
     renewed = taken(line_of(first, second), data=(x, y))
-    with evaluating(first), torch.no_grad():
+    with torch.no_grad():
         hidden = first[1](x).reshape(3, 8, 6)  # batches of 8
         first[2].running_mean.copy_(hidden.mean(1).mean(0))
         first[2].running_var.copy_(hidden.var(1).mean(0))

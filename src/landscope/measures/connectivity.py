@@ -182,5 +182,8 @@ def _renew(net: nn.Module, batches: Batches) -> None:
             layer.train()
         for inputs, _ in batches:
             net(inputs.to(device))
+        renewed = [buffer.clone() for layer in norms for buffer in layer.buffers()]
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
+    for buffer, content in zip((b for layer in norms for b in layer.buffers()), renewed, strict=True):
+        buffer.copy_(content)  # the contents that were found are back: what was computed anew stays on purpose
