@@ -144,26 +144,21 @@ def run(
 def published(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]:
     """Linear model and network with the code's settings, the network's images cropped and flipped at paper scale."""
     of = setup(scale, data)
-    return [
-        recipe
-        for seed in seeds
-        for recipe in (
-            run(of, data, seed, of.linear),
-            run(of, data, seed, of.network, augmentation=of.augmentation),
-        )
-    ]
+    return _pairs(of, data, seeds, of.network)
 
 
 def in_words(scale: str, data: Any, seeds: Sequence[int]) -> list[Recipe]:
     """As published, with a network of no more parameters than the linear model has."""
     of = setup(scale, data)
+    return _pairs(of, data, seeds, of.small)
+
+
+def _pairs(of: Setup, data: Any, seeds: Sequence[int], network: Call) -> list[Recipe]:
+    """For each seed the linear model, and a network on images that may be cropped and flipped."""
     return [
         recipe
         for seed in seeds
-        for recipe in (
-            run(of, data, seed, of.linear),
-            run(of, data, seed, of.small, augmentation=of.augmentation),
-        )
+        for recipe in (run(of, data, seed, of.linear), run(of, data, seed, network, augmentation=of.augmentation))
     ]
 
 

@@ -157,13 +157,8 @@ def _cell(verdict: Verdict) -> str:
 
 def _plain(verdict: Verdict) -> str:
     """The 95 % interval, where another one decides; and of a trend how many neighbouring levels are in order."""
-    said, low, high = "", verdict.low, verdict.high
-    if (
-        verdict.holm_level is not None
-        and abs(verdict.holm_level - 0.95) > 1e-9
-        and low is not None
-        and high is not None
-    ):
+    said, low, high, level = "", verdict.low, verdict.high, verdict.holm_level or 0.95
+    if low is not None and high is not None and abs(level - 0.95) > 1e-9:
         said = f"; 95 %: {shown_interval(verdict.weakest, low, high)}"
     way = {"trend_up": "rising", "trend_down": "falling"}.get(verdict.claim.expect, "")
     share = verdict.extra.get(f"share {way}")
