@@ -82,6 +82,13 @@ def test_what_does_not_grow_with_the_samples_is_not_multiplied_by_them(
     assert seconds(10 * n) == pytest.approx(fixed + each * 10 * n if n > 20 else 10 * (fixed + each * n))
 
 
+def test_what_takes_long_is_not_done_a_third_time_to_warm_up(monkeypatch: pytest.MonkeyPatch):
+    clock = Clock(20.0, 0.1)
+    monkeypatch.setattr(prediction, "time", clock)
+    prediction._seconds_per_sample(clock.work, Batches(torch.zeros(500, 2), torch.zeros(500)))
+    assert clock.seen == [0, 32, 64]
+
+
 def test_the_clock_is_shared_by_the_jobs_longest_first():
     costs = {str(i): Cost(1, seconds, 0.0, 0) for i, seconds in enumerate((4.0, 3.0, 2.0, 1.0))}
     assert wall_seconds(costs, 1, start=0.0) == 10.0

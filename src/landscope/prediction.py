@@ -21,7 +21,7 @@ from landscope.types import Batches
 PILOT_SEED = 10_000  # seeds from here on are never judged
 TIMED_MEMBERS = 16  # of a population; more cost little more
 TIMED_BATCH = 256  # larger batches are extrapolated from smaller ones
-FIRST_SAMPLES, ENOUGH_SECONDS = 32, 0.3
+FIRST_SAMPLES, ENOUGH_SECONDS, LONG_SECONDS = 32, 0.3, 1.8
 DOUBLE_BACKWARD = 4.0  # memory of a Hessian product over that of a forward pass: graph, gradient and their graph
 LANCZOS_VECTORS = 40
 
@@ -206,17 +206,18 @@ def _seconds_per_sample(work: Callable[[Batches], Any], batches: Batches) -> Cal
 
     Two sizes are timed however long they take: much of what a measure costs does not grow with the samples.
     """
-    points: list[tuple[int, float]] = []
-    n = min(FIRST_SAMPLES, batches.n)
-    work(Batches(batches.inputs[:n], batches.targets[:n], batches.size))
-    while True:
-        part = Batches(batches.inputs[:n], batches.targets[:n], batches.size)
+
+    def timed(n: int) -> float:
         began = time.perf_counter()
-        work(part)
-        points.append((n, time.perf_counter() - began))
-        if n == batches.n or (len(points) > 1 and sum(t for _, t in points) > 6 * ENOUGH_SECONDS):
-            break
-        n = min((2 if points[-1][1] > 6 * ENOUGH_SECONDS else 4) * n, batches.n)  # the costly grow slowly
+        work(Batches(batches.inputs[:n], batches.targets[:n], batches.size))
+        return time.perf_counter() - began
+
+    n = min(FIRST_SAMPLES, batches.n)
+    cold = timed(n)
+    points = [(n, cold if cold > LONG_SECONDS else timed(n))]  # warming up matters little to what takes long
+    while n < batches.n and (len(points) == 1 or sum(t for _, t in points) <= LONG_SECONDS):
+        n = min((2 if points[-1][1] > LONG_SECONDS else 4) * n, batches.n)  # the costly grow slowly
+        points.append((n, timed(n)))
     (n1, t1), (n2, t2) = points[-2] if len(points) > 1 else (0, 0.0), points[-1]
     slope = max(0.0, t2 - t1) / (n2 - n1)
     return lambda samples: max(0.0, t2 + slope * (samples - n2)) if samples >= n2 else t2 * samples / n2
