@@ -52,17 +52,18 @@ class Setup:
     dampings: tuple[float, ...] = DAMPINGS
 
 
-# f = poison points per clean one, from none to the cap of the paper's code; 0.8 is its poisoned run's.
+# f = poison points per clean one, from none to the cap of the paper's code. At its poisoned run's 0.8 few networks fit;
+# 0.4 is the most of the experiment on Figures 3 and 6, whose networks these are.
 LEVELS = tuple(int(TRAIN * f) for f in (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0))
 SCALES = {
     "smoke": Setup(
         (16, 8), (0, 10), 10, 150, call(CosineAnnealingLR, T_max=300), (CUTOFF, 1.0), 20, 8, dampings=(1e-2,)
     ),
     "laptop": Setup(
-        WIDTHS, LEVELS, 160, 40_000, call(CosineAnnealingLR, T_max=40_000), (CUTOFF, 0.5), rays=3000, fewer=200
+        WIDTHS, LEVELS, 80, 40_000, call(CosineAnnealingLR, T_max=40_000), (CUTOFF, 0.5), rays=3000, fewer=200
     ),
     "paper": Setup(
-        WIDTHS, LEVELS, 160, 800_000, call(MultiStepLR, milestones=(3_000, 5_961, 300_000), gamma=0.1),
+        WIDTHS, LEVELS, 80, 800_000, call(MultiStepLR, milestones=(3_000, 5_961, 300_000), gamma=0.1),
         (0.05, CUTOFF, 0.2, 0.5), rays=3000, fewer=3000,
     ),
 }  # fmt: skip
@@ -392,7 +393,7 @@ EXPERIMENT = Experiment(
     "reaches 0.1 nats give the basin's radius and, in logarithms, its volume: as the paper estimates it, in units of "
     "the filters' norms, and through the Hessian's inverse root.",
     runs=RUNS,
-    seeds={"smoke": 2, "laptop": 8, "paper": 10},
+    seeds={"smoke": 2, "laptop": 12, "paper": 12},
     data=dict.fromkeys(SCALES, "swiss_roll"),
     measures=measures(SCALES["laptop"]),
     measures_at={scale: measures(SCALES[scale]) for scale in ("smoke", "paper")},
@@ -402,7 +403,9 @@ EXPERIMENT = Experiment(
         "Poison: the paper's code draws fresh poison points every epoch, and doubles their share after 10,936 epochs "
         "up to one a clean point; here they are drawn once, and their number stays.",
         "Levels: the shares swept for Figure 5 are not in the paper or its code; here 12, from none to one poison "
-        "point a clean one (β = 0 to 0.5). The claims compare none with 0.8, the code's own poisoned run.",
+        "point a clean one (β = 0 to 0.5). The claims compare none with 0.4 (β = 0.286): at the 0.8 of the code's own "
+        "poisoned run pilots fitted 98.5 and 99 % of the clean points after 15,000 steps. That 9 of 12 networks fit at "
+        "0.4 was known from the experiment on Figures 3 and 6; no volume had been measured.",
         "Optimizer: full-batch Adam, as in the code (the text says regular SGD), without its clipping of gradients to "
         "a norm of 8, which stacked networks have no rule for. One learning rate, 0.0057945, for all, where the "
         "code has 0.012548 without poison.",
@@ -416,7 +419,7 @@ EXPERIMENT = Experiment(
         "ln V̂ + ln δ bounds ln V from below, and nothing bounds it from above: judged is n·E[ln r], divided by n, and "
         f"the ratio of volumes is inconclusive below {ENOUGH} effective rays.",
         "Test set: 2,000 points, where the code has 200.",
-        "Seeds: 8 (laptop) or 10, each with its own points, poison and initialisation; the paper's 10 share "
+        "Seeds: 12, each with its own points, poison and initialisation, so that 8 pairs may fit; the paper's 10 share "
         "their data.",
     ),
     varied=("initialisation", "training points", "poison points", "test points"),
