@@ -111,6 +111,22 @@ def test_the_headline_is_the_answer(words, said):
     assert headline(verdicts) == said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["supported"], "The positive control is found."),
+        (["inconclusive"], "The positive control is not found."),
+        (["descriptive"], "The positive control is not judged."),
+        (["supported", "not testable"], "Of 2 positive controls, 1 is found and 1 is not judged."),
+        (["supported", "contradicted"], "Of 2 positive controls, 1 is found."),
+    ],
+)
+def test_the_headline_tells_a_positive_control_that_fails_from_one_with_too_few_runs(words, said):
+    own = [verdict(str(i), None, word) for i, word in enumerate(words)]
+    positive = [dataclasses.replace(v, claim=dataclasses.replace(v.claim, positive=True)) for v in own]
+    assert headline([verdict("a", None, "supported"), *positive]).endswith(f" protocol. {said}")
+
+
 def test_the_headline_says_which_control_leaves_the_losses_apart():
     verdicts = [verdict("a", control, "supported") for control in (None, "c1", "c2")]
     said = headline(verdicts, {"published": 40.0, "c1": 36.6, "c2": 1.9})

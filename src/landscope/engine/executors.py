@@ -83,7 +83,8 @@ def _group(recipes: tuple[Recipe, ...], sizes: Sizes) -> Group:
             model = recipe.model(sizes.shape, sizes.outputs)
             terms = [term() for term in recipe.regularizers]
     except Exception as error:  # whatever it is, the run itself will say it
-        return Group("solo", recipes, 0, f"the network could not be looked at ({type(error).__name__})")
+        why = f"no network can be made for the set's own inputs of shape {sizes.shape} ({type(error).__name__})"
+        return Group("solo", recipes, 0, why)
     parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
     work = parameters * min(recipe.batch_size, sizes.samples)
     why = _reason(recipe, model, terms)

@@ -250,7 +250,8 @@ def draw(results: Table, histories: Table) -> list[Figure]:
         if pair:
             ending = "" if protocol == "published" else f"-{protocol.replace(' ', '-')}"
             named = [(_named(row), row) for row in pair]
-            found += [surfaces(named, f"surfaces{ending}"), _rays(named, f"rays{ending}")]
+            drawn = surfaces(named, f"surfaces{ending}"), _rays(named, f"rays{ending}")
+            found += [replace(figure, title=f"{figure.title}: {protocol}") for figure in drawn]
     return [figure for figure in (*found, _noise(rows)) if figure is not None]
 
 

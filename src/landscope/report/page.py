@@ -37,6 +37,7 @@ def to_html(report: Report) -> str:
     )
 
 
+OPEN = ("descriptive", "not testable")  # verdicts that leave a claim open for want of runs
 LOSS, APART = "training loss", 2.0  # a control that leaves the losses further apart than this cannot decide alone
 
 
@@ -49,12 +50,12 @@ def headline(verdicts: Sequence[Verdict], apart: Mapping[str, float] | None = No
     """
     known = [v for v in verdicts if v.claim.positive]
     if known:
-        found = sum(v.word == "supported" for v in known)
-        of = (
-            "The positive control is" if len(known) == 1 else f"Of {len(known)} positive controls, {found} {_is(found)}"
-        )
+        found, unsaid = (sum(v.word in words for v in known) for words in (("supported",), OPEN))
         rest = headline([v for v in verdicts if not v.claim.positive], apart)
-        return f"{rest} {of} {'not ' if len(known) == 1 and not found else ''}found."
+        if len(known) == 1:
+            return f"{rest} The positive control is {'found' if found else 'not judged' if unsaid else 'not found'}."
+        more = f" and {unsaid} {_is(unsaid)} not judged" if unsaid else ""
+        return f"{rest} Of {len(known)} positive controls, {found} {_is(found)} found{more}."
     verdicts = [v for v in verdicts if v.claim.primary]
     published = [v for v in verdicts if v.control is None]
     if not published:
