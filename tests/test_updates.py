@@ -91,3 +91,29 @@ def test_a_member_without_dampening_has_the_same_bits_beside_one_with_it():
         UPDATES["torch.optim.sgd.SGD"](together, moves[0], states[0], step + 1, mixed)
         UPDATES["torch.optim.sgd.SGD"](one, moves[1], states[1], step + 1, fixed | {"dampening": 0.0})
     assert torch.equal(together[:1], one)
+
+
+def test_a_member_without_momentum_has_no_dampening():
+    start = torch.linspace(-1, 1, 2 * SIZE, dtype=torch.float64).reshape(2, SIZE)
+    together, states = start.clone(), {}
+    given = {"lr": 0.1, "momentum": column([0.0, 0.9]), "dampening": 0.5}
+    alone = start[0].clone().requires_grad_()
+    optimizer = torch.optim.SGD([alone], lr=0.1, momentum=0.0, dampening=0.5)
+    for step in range(STEPS):
+        alone.grad = gradient(alone.detach(), step)
+        optimizer.step()
+        UPDATES["torch.optim.sgd.SGD"](together, gradient(together, step), states, step + 1, given)
+    torch.testing.assert_close(together[0], alone.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_adamw_decouples_its_weight_decay_whatever_its_settings_say():
+    """Those of PyTorch before 2.7 say nothing."""
+    settings = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.3}
+    alone = torch.linspace(-1, 1, SIZE, dtype=torch.float64).requires_grad_()
+    theta, state = alone.detach().clone(), {}
+    optimizer = torch.optim.AdamW([alone], **settings)
+    for step in range(STEPS):
+        alone.grad = gradient(alone.detach(), step)
+        optimizer.step()
+        UPDATES["torch.optim.adamw.AdamW"](theta, gradient(theta, step), state, step + 1, settings)
+    torch.testing.assert_close(theta, alone.detach(), rtol=1e-12, atol=1e-12)

@@ -36,8 +36,8 @@ def sgd(theta: Tensor, gradient: Tensor, state: State, step: int, settings: Sett
         if "momentum" not in state:
             state["momentum"] = gradient.clone()
         else:  # one expression, so that a member without dampening has the same bits beside one with it
-            dampening = settings.get("dampening", 0.0)
-            taken = gradient if _off(dampening) else gradient * _like(1 - dampening, theta)
+            dampening = settings.get("dampening", 0.0)  # which torch leaves out where there is no momentum
+            taken = gradient if _off(dampening) else gradient * _like(1 - dampening * (momentum != 0), theta)
             torch.addcmul(taken, state["momentum"], _like(momentum, theta), out=state["momentum"])
         if settings.get("nesterov"):
             gradient = gradient.addcmul_(state["momentum"], _like(momentum, theta))
@@ -47,7 +47,7 @@ def sgd(theta: Tensor, gradient: Tensor, state: State, step: int, settings: Sett
 
 
 def adam(theta: Tensor, gradient: Tensor, state: State, step: int, settings: Settings) -> None:
-    """Adam, AMSGrad (``amsgrad``) and AdamW (``decoupled_weight_decay``)."""
+    """Adam and AMSGrad (``amsgrad``), with coupled weight decay or AdamW's (``decoupled_weight_decay``)."""
     lr, (beta1, beta2) = settings["lr"], settings["betas"]
     decay = settings.get("weight_decay", 0.0)
     if settings.get("decoupled_weight_decay"):
@@ -65,6 +65,11 @@ def adam(theta: Tensor, gradient: Tensor, state: State, step: int, settings: Set
     torch.sqrt(second, out=gradient).div_(_like(correction, theta)).add_(_like(settings["eps"], theta))
     torch.div(first, gradient, out=gradient)
     theta.addcmul_(gradient, _like(lr / (1 - beta1**step), theta), value=-1)
+
+
+def adamw(theta: Tensor, gradient: Tensor, state: State, step: int, settings: Settings) -> None:
+    """AdamW; in the settings of PyTorch before 2.7 nothing says that its weight decay is decoupled."""
+    adam(theta, gradient, state, step, {**settings, "decoupled_weight_decay": True})
 
 
 def adamax(theta: Tensor, gradient: Tensor, state: State, step: int, settings: Settings) -> None:
@@ -140,7 +145,7 @@ def rmsprop(theta: Tensor, gradient: Tensor, state: State, step: int, settings: 
 UPDATES: Mapping[str, Update] = {
     "torch.optim.sgd.SGD": sgd,
     "torch.optim.adam.Adam": adam,
-    "torch.optim.adamw.AdamW": adam,
+    "torch.optim.adamw.AdamW": adamw,
     "torch.optim.adamax.Adamax": adamax,
     "torch.optim.adadelta.Adadelta": adadelta,
     "torch.optim.adagrad.Adagrad": adagrad,
