@@ -12,9 +12,12 @@ from torch.nn import functional
 from torch.optim import LBFGS, SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from landscope.data import Data
+from landscope.losses import squared_error
 from landscope.models import mlp, seeded
 from landscope.spec import Recipe, call, derive
 from landscope.train import advance, begin, checkpoint, evaluate, loss_below, restore, state_of
+from landscope.types import Batches
 
 
 def run(r: Recipe, **given: Any):
@@ -102,6 +105,20 @@ def test_a_diverging_run_is_noticed_within_ten_steps_and_advised():
 def test_weights_broken_by_the_very_last_step_count_as_diverged():
     training = run(recipe(optimizer=call(SGD, lr=1e38, weight_decay=1e38), steps=1))
     assert training.status == "diverged"
+
+
+def double_mlp(shape: tuple[int, ...], outputs: int, /) -> nn.Module:
+    return mlp(shape, outputs, widths=()).double()
+
+
+def test_a_loss_that_double_precision_holds_is_no_divergence():
+    x = torch.ones(4, 2, dtype=torch.float64)
+    data = Data(Batches(x, torch.full((4, 1), 1e25, dtype=torch.float64)), None, None, 1, "regression")
+    r = recipe(model=call(double_mlp), loss=call(squared_error), optimizer=call(SGD, lr=0.1), steps=20)
+    training = begin(r, data)
+    for _ in advance(training):
+        pass
+    assert (training.status, training.step) == ("done", 20)
 
 
 def penalty(*, weight: float) -> Callable[..., Tensor]:

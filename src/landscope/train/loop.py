@@ -39,19 +39,19 @@ def advance(training: Training) -> Iterator[Training]:
     stop = recipe.stop.bind() if recipe.stop else None
     every = recipe.stop["every"] if recipe.stop else 0
     take_step = _stepper(training)
-    so_far = torch.zeros((), device=device_of(training.model))
+    so_far: Tensor | float = 0.0  # in the loss's own type
     training.model.train()
     if training.step >= recipe.steps:
         training.status = "done"
     yield training
     while training.status == "running":
-        so_far += take_step()
+        so_far = take_step() + so_far
         training.step += 1
         last = training.step == recipe.steps
         if training.step % CHECK_DIVERGENCE == 0 or last:
-            if not math.isfinite(so_far.item()):
+            if not math.isfinite(float(so_far)):
                 diverge(training)
-            so_far.zero_()
+            so_far = 0.0
         training.train_loss = None
         if stop and training.status == "running" and (training.step % every == 0 or last):
             training.train_loss = evaluate(training.model, training.loss, training.data.train, accuracy=False)["loss"]
