@@ -222,9 +222,14 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor, Tensor], Any], Calla
 Layer = Linear | Activation | Norm
 
 
-def layers_of(model: nn.Module) -> list[Layer] | None:
-    """The layers of a plain chain; None for a network that is none, or has a layer that is not written out here."""
-    if type(model) is not nn.Sequential:
+def layers_of(model: nn.Module, dims: int = 2) -> list[Layer] | None:
+    """The layers of a plain chain; None for a network that is none, or has a layer that is not written out here.
+
+    Args:
+        model: The network.
+        dims: Of a batch of inputs. The layers are those of flat inputs, which more than two need to be made first.
+    """
+    if type(model) is not nn.Sequential or (dims > 2 and type(_leaves(model)[0][1]) is not nn.Flatten):
         return None
     found: list[Layer] = []
     shared: set[int] = set()
@@ -273,7 +278,6 @@ class Chain:
             raise ValueError(f"a chain ends with a linear layer, not with {type(last).__name__}")
         self._last = last
         self._layout, self._loss, self._device = layout, loss, device
-        self._categorical = loss is functional.cross_entropy
         self.forget()
 
     def forget(self) -> None:
@@ -302,7 +306,7 @@ class Chain:
         run = self._pass(rows, buffers, training=True, update=update)
         x, targets = self._before_last(batch[0], run), batch[1]
         first = not self._layers
-        if self._categorical:
+        if self._indexed(targets):
             losses, d = self._cross_entropy(self._last.head(x, run), targets)
             d = self._last.head_backward(d, run, first)
         else:
@@ -316,6 +320,10 @@ class Chain:
         rest = self._layout.width - self._layout.used
         torch.cat([*parts, self._scratch("rest", len(rows), rest)], 1, out=out)
         return losses
+
+    def _indexed(self, targets: Tensor) -> bool:
+        """Whether the loss is the cross-entropy of class indices (not of probabilities), which is written out."""
+        return self._loss is functional.cross_entropy and not targets.is_floating_point()
 
     def _cross_entropy(self, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Losses of the members and the gradient of the outputs, both of means over the batch."""
@@ -338,7 +346,7 @@ class Chain:
         """
         run = self._pass(rows, buffers, training=False)
         x, targets = self._before_last(batch[0], run), batch[1]
-        if self._categorical:
+        if self._indexed(targets):
             z = self._last.head(x, run)
             logs = aten._log_softmax.out(z, 1, False, out=self._scratch("logs", *z.shape))
             losses = logs.gather(1, targets.unsqueeze(1)).squeeze(1).neg_()

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import has_torch_function_unary
 
 from landscope.models import evaluating
 from landscope.population.chain import several
@@ -14,6 +17,7 @@ from landscope.population.layout import Layout
 from landscope.train import takes_outputs
 
 NET, TERMS = "net.", "terms."
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _Objective(nn.Module):
@@ -43,19 +47,19 @@ class _Objective(nn.Module):
 
 
 class _Norm(nn.Module):
-    """BatchNorm1d in plain operations: torch's, under vmap, gives bits that depend on how many members there are."""
+    """BatchNorm in plain operations: torch's, under vmap, gives bits that depend on how many members there are."""
 
-    def __init__(self, of: nn.BatchNorm1d, name: str) -> None:
+    def __init__(self, of: _BatchNorm, name: str) -> None:
         super().__init__()
         self._name = name
         self._parameters, self._buffers = of._parameters, of._buffers
         self._eps, self._momentum = of.eps, of.momentum
 
     def forward(self, x: Tensor) -> Tensor:
-        over = [0] if x.dim() == 2 else [0, 2]
-        shape = (1, -1) if x.dim() == 2 else (1, -1, 1)
+        over, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
         held, parameters = self._buffers, self._parameters
         running, spread, count = (held.get(n) for n in ("running_mean", "running_var", "num_batches_tracked"))
+        weight, bias = parameters.get("weight"), parameters.get("bias")
         if self.training or running is None or spread is None or count is None:
             n = several(x.numel() // x.shape[1], self._name)
             mean = x.mean(over)
@@ -67,16 +71,17 @@ class _Norm(nn.Module):
                 held["running_mean"] = running + share * (mean.detach() - running)
                 held["running_var"] = spread + share * (variance.detach() * (n / (n - 1)) - spread)
                 held["num_batches_tracked"] = seen
+        elif has_torch_function_unary(x):  # under a mode that reads torch's own functions, as the path norm does
+            return functional.batch_norm(x, running, spread, weight, bias, eps=self._eps)
         else:
             centred, variance = x - running.view(shape), spread
         y = centred * (variance + self._eps).rsqrt().view(shape)
-        weight, bias = parameters.get("weight"), parameters.get("bias")
         return y if weight is None or bias is None else y * weight.view(shape) + bias.view(shape)
 
 
 def _with_plain_norms(model: nn.Module, prefix: str = "") -> nn.Module:
     for name, child in list(model.named_children()):
-        if type(child) is nn.BatchNorm1d:
+        if isinstance(child, _BatchNorm) and type(child) in _NORMS:
             setattr(model, name, _Norm(child, f"{prefix}{name}"))
         else:
             _with_plain_norms(child, f"{prefix}{name}.")

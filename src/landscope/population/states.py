@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscope.population.functional import NET, Functional
 from landscope.population.training import Population, settings_of
-from landscope.train import CHECK_DIVERGENCE
+from landscope.train import CHECK_DIVERGENCE, Training
 
 
 def state_of(population: Population, member: int) -> dict[str, Tensor]:
@@ -35,6 +35,8 @@ def checkpoint(population: Population, member: int) -> tuple[dict[str, Tensor], 
     tensors = {"rows": population.rows[row].clone()}
     tensors |= {f"buffers/{name}": t[row].clone() for name, t in population.buffers.items()}
     tensors |= {f"state/{name}": t[row].clone() for name, t in population.state.items()}
+    for i, term in _modules(population.members[member]):  # what its draws count is in the member's own
+        tensors |= {f"terms/{i}/{name}": t.clone() for name, t in term.state_dict().items()}
     return tensors, {
         "step": population.step,
         "gradient_evaluations": population.members[member].gradient_evaluations,
@@ -46,17 +48,26 @@ def restore(population: Population, saved: Sequence[tuple[Mapping[str, Tensor], 
     """Put a population that was just begun to where `checkpoint` found each of its members, all at one step.
 
     Raises:
-        ValueError: where the members are at different steps.
+        ValueError: where the members are at different steps, or there is not one checkpoint for each.
     """
+    if len(saved) != len(population.members):
+        raise ValueError(f"{len(population.members)} members need a checkpoint each, and {len(saved)} are given")
     steps = {meta["step"] for _, meta in saved}
-    if len(steps) != 1 or len(saved) != len(population.members):
+    if len(steps) != 1:
         raise ValueError(f"members go on together from one step, not from {sorted(steps)}")
     (population.step,) = steps
     population.rows = torch.stack([tensors["rows"] for tensors, _ in saved]).to(population.rows)
     for kind, held in (("buffers/", population.buffers), ("state/", population.state)):
         for name in [n.removeprefix(kind) for n in saved[0][0] if n.startswith(kind)]:
             held[name] = torch.stack([tensors[f"{kind}{name}"] for tensors, _ in saved]).to(population.rows.device)
-    for member, (_, meta) in zip(population.members, saved, strict=True):
+    for member, (tensors, meta) in zip(population.members, saved, strict=True):
         member.step, member.gradient_evaluations = meta["step"], meta["gradient_evaluations"]
+        for i, term in _modules(member):
+            term.load_state_dict({name: tensors[f"terms/{i}/{name}"] for name in term.state_dict()})
     recipes = [member.recipe for member in population.members]
     population.settings = settings_of(recipes, population.step, population.rows.device)
+
+
+def _modules(member: Training) -> list[tuple[int, nn.Module]]:
+    """The member's regularizers that have a state, each with its place."""
+    return [(i, term) for i, term in enumerate(member.regularizers) if isinstance(term, nn.Module)]

@@ -143,7 +143,7 @@ def _rule(recipes: Sequence[Recipe]) -> Update:
 
 def _program(first: Training, layout: Layout, device: torch.device) -> Chain | Functional:
     """Written-out layers where the network is a chain of them, torch.func for all else."""
-    layers = layers_of(first.model) if not first.regularizers else None
+    layers = layers_of(first.model, first.data.train.inputs.dim()) if not first.regularizers else None
     if layers is None:
         return Functional(first.model, layout, first.loss, first.regularizers)
     return Chain(layers, layout, first.loss, device)
