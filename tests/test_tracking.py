@@ -479,6 +479,8 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
         ({"measures": "top_eigenvalue"}, LookupError, "did you mean 'top_eigenvalues'"),
         ({"measures": []}, ValueError, "nothing to measure"),
         ({"measures": [norm, norm]}, ValueError, "given twice"),
+        ({"measures": ["performance", "performance"]}, ValueError, "performance is given twice"),
+        ({"log": {}}, TypeError, "log is a function"),
         ({"every": 0}, ValueError, "at least 1, not 0"),
         ({"budget": 0.0}, ValueError, "above 0"),
         ({"budget": math.nan}, ValueError, "above 0"),
@@ -507,6 +509,10 @@ def test_sharded_parameters_are_refused():
 
     with pytest.raises(ValueError, match="spread over several processes"):
         monitor(nn.Sequential(FullyShardedDataParallel()), loss, train=samples(), measures=norm)
+    deepspeeds: Any = network()
+    next(deepspeeds.parameters()).ds_id = 0  # which ZeRO-3 gives to the parameters that it spreads
+    with pytest.raises(ValueError, match="spread over several processes"):
+        monitor(deepspeeds, loss, train=samples(), measures=norm)
 
 
 def test_wrappers_are_looked_through_and_outputs_may_be_made_from_the_network():

@@ -131,6 +131,19 @@ def test_lightning_counts_optimizer_steps_and_logs_to_its_own_loggers(tmp_path):
     assert {line.split(",")[column] for line in lines} >= {"10", "20", "30", "40", "50"}
 
 
+def test_lightning_logs_to_the_loggers_of_the_trainer_that_is_training(tmp_path):
+    pytest.importorskip("lightning.pytorch")
+    from lightning.pytorch.loggers import CSVLogger
+
+    callback = lightning_callback(loss, **settings(measures="performance", every=25))
+    for number in range(2):
+        logger = CSVLogger(tmp_path / str(number))
+        fit("lightning.pytorch", tmp_path, callback, logger=logger)
+        logger.save()
+        (written,) = (tmp_path / str(number)).rglob("metrics.csv")
+        assert len(written.read_text().splitlines()) == 3  # the head, the 25th and the 50th step
+
+
 def test_lightning_callback_can_be_copied_into_another_process():
     pytest.importorskip("lightning.pytorch")
     callback = lightning_callback(loss, **settings())

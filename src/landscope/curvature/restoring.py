@@ -32,9 +32,9 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether this process holds a part of the parameters alone (FullyShardedDataParallel, DTensors)."""
+    """Whether this process holds a part of the parameters alone (FullyShardedDataParallel, DTensors, DeepSpeed)."""
     wrapped = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
-    return wrapped or any(type(p).__name__ == "DTensor" for p in model.parameters())
+    return wrapped or any(type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in model.parameters())
 
 
 @contextmanager

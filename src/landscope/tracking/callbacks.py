@@ -1,7 +1,6 @@
 """The monitor as a callback of PyTorch Lightning and of Hugging Face's Trainer; both are imported on use."""
 
 import copy
-import functools
 import importlib
 import logging
 import sys
@@ -86,10 +85,12 @@ class _Following:
         self.monitor: Monitor | None = None
         self._followed: nn.Module | None = None
 
-    def _follow(self, model: nn.Module, step: int) -> None:
-        """Go on with the same network, or begin with another."""
+    def _follow(self, model: nn.Module, step: int, log: Log | None = None) -> None:
+        """Go on with the same network, or begin with another; ``log`` serves where the user gave none."""
         if self.monitor is None or self._followed is not model:
-            self.monitor, self._followed = Monitor(model, self.given), model
+            given = copy.copy(self.given)
+            given.log = given.log or log
+            self.monitor, self._followed = Monitor(model, given), model
             self.monitor.begin(step)
 
     def _made(self, step: int) -> None:
@@ -107,10 +108,8 @@ class _Lightning(_Following):
         return _lightning, (self.given,)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.given.log is None and trainer.loggers:
-            self.given = copy.copy(self.given)
-            self.given.log = functools.partial(_to_loggers, trainer)
-        self._follow(pl_module, trainer.global_step)
+        self._trainer = trainer  # a callback may serve one trainer after the other
+        self._follow(pl_module, trainer.global_step, self._to_loggers)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.is_global_zero:
@@ -119,10 +118,9 @@ class _Lightning(_Following):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._ended()
 
-
-def _to_loggers(trainer: Any, values: dict[str, float], step: int) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=step)
+    def _to_loggers(self, values: dict[str, float], step: int) -> None:
+        for logger in self._trainer.loggers:
+            logger.log_metrics(values, step=step)
 
 
 def trainer_callback(

@@ -65,7 +65,8 @@ def monitor(
         LookupError: for a measure that does not exist; the message suggests the nearest name.
         ValueError: for data that are empty or not finite, a loss that is not a plain mean, a model whose parameters
             are spread over processes, or settings out of range.
-        TypeError: for an ``every`` that is no whole number.
+        TypeError: for an ``every`` that is no whole number, a ``log`` or ``forward`` that cannot be called, a model that
+            is no module.
 
     >>> from landscope.losses import squared_error
     >>> from landscope.models import mlp
@@ -110,6 +111,9 @@ class Settings:
             raise ValueError(f"every is the number of steps from one measurement to the next, at least 1, not {every}")
         if budget is not None and not budget > 0:
             raise ValueError(f"budget is a share of the training time above 0 (0.05: 5 %), or None, not {budget}")
+        for name, function in (("log", log), ("forward", forward)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} is a function (monitor says of what), or None, not {function!r}")
         check_mean(loss)
         self.loss, self.log, self.forward, self.clock = loss, log, forward, clock
         self.every, self.budget = every, budget
@@ -129,7 +133,7 @@ def _labelled(measures: Measure | Sequence[Measure]) -> dict[str, Callable[[Snap
     for one in chosen:
         found = find_measure(one) if isinstance(one, str) else one
         label = found.name if isinstance(found, Call) else getattr(found, "__name__", type(found).__name__)
-        if label in labelled and isinstance(found, Call):
+        if label in labelled and isinstance(found, Call) and found not in labelled.values():
             label = repr(found)
         if label in labelled:
             raise ValueError(f"the measure {label} is given twice: give each once, or with other settings")
@@ -159,6 +163,8 @@ class Monitor:
 
     def __init__(self, model: nn.Module, given: Settings) -> None:
         """See `monitor`."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the first argument is the network itself, an nn.Module, not {type(model).__name__}")
         inside = bare(model)
         refuse_sharded(inside)
         self.model = inside if given.forward is None else Adapted(inside, given.forward)

@@ -32,11 +32,11 @@ def refuse_sharded(model: nn.Module) -> None:
     """Refuse parameters of which this process holds a part.
 
     Raises:
-        ValueError: for modules under FullyShardedDataParallel and parameters that are DTensors.
+        ValueError: for modules under FullyShardedDataParallel and parameters that are DTensors or DeepSpeed's (ZeRO-3).
     """
     if is_sharded(model):
         raise ValueError(
-            f"the parameters of this {type(model).__name__} are spread over several processes (FSDP, tensor parallel), "
+            f"the parameters of this {type(model).__name__} are spread over several processes (FSDP, ZeRO-3, tensor parallel), "
             "and a monitor measures in one: save a checkpoint with the full state and measure that"
         )
 
