@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 from landscope.report import write_table
 from landscope.spec import call
 from landscope.tracking import Monitor, monitor
+from landscope.tracking.monitoring import check_functions
 from landscope.types import Batches, Estimate, Snapshot
 
 loss = functional.cross_entropy
@@ -480,7 +481,6 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
         ({"measures": []}, ValueError, "nothing to measure"),
         ({"measures": [norm, norm]}, ValueError, "given twice"),
         ({"measures": ["performance", "performance"]}, ValueError, "performance is given twice"),
-        ({"log": {}}, TypeError, "log is a function"),
         ({"every": 0}, ValueError, "at least 1, not 0"),
         ({"budget": 0.0}, ValueError, "above 0"),
         ({"budget": math.nan}, ValueError, "above 0"),
@@ -492,6 +492,12 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
 def test_wrong_settings_are_refused_at_once(settings, error, message):
     with pytest.raises(error, match=message):
         monitor(network(), loss, **({"train": samples(), "measures": norm} | settings))
+
+
+def test_what_cannot_be_called_is_refused():  # from outside the tests' type checks, which come first
+    check_functions(log=print, forward=None)
+    with pytest.raises(TypeError, match=r"log is a function, such as wandb.log, or None, not 'wandb'"):
+        check_functions(log="wandb")
 
 
 def test_a_loss_that_is_no_mean_is_refused_and_the_network_left_alone():

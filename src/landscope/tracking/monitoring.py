@@ -24,6 +24,7 @@ Log = Callable[[dict[str, float], int], Any]
 
 LARGEST_ARRAY = 32  # longer arrays are kept in the history and not logged: each element would be a chart of its own
 COSTS_KEPT = 3  # the next measurement is expected to cost the most of the last few
+_SUCH = {"log": "wandb.log", "forward": "lambda model, inputs: model.network(inputs)"}
 
 _logger = logging.getLogger(__name__)
 
@@ -65,8 +66,7 @@ def monitor(
         LookupError: for a measure that does not exist; the message suggests the nearest name.
         ValueError: for data that are empty or not finite, a loss that is not a plain mean, a model whose parameters
             are spread over processes, or settings out of range.
-        TypeError: for an ``every`` that is no whole number, a ``log`` or ``forward`` that cannot be called, a model that
-            is no module.
+        TypeError: for an ``every`` that is no whole number, or a ``log`` or ``forward`` that cannot be called.
 
     >>> from landscope.losses import squared_error
     >>> from landscope.models import mlp
@@ -111,9 +111,7 @@ class Settings:
             raise ValueError(f"every is the number of steps from one measurement to the next, at least 1, not {every}")
         if budget is not None and not budget > 0:
             raise ValueError(f"budget is a share of the training time above 0 (0.05: 5 %), or None, not {budget}")
-        for name, function in (("log", log), ("forward", forward)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} is a function (monitor says of what), or None, not {function!r}")
+        check_functions(log=log, forward=forward)
         check_mean(loss)
         self.loss, self.log, self.forward, self.clock = loss, log, forward, clock
         self.every, self.budget = every, budget
@@ -122,6 +120,17 @@ class Settings:
             for part in (train, valid, test):
                 loaders.enter_context(loader_kept(part))
             self.sets: dict[str, Batches | None] = in_memory(train=train, valid=valid, test=test)
+
+
+def check_functions(**given: Any) -> None:
+    """Refuse what cannot be called, before a training begins in which it would fail each time.
+
+    Raises:
+        TypeError: for what is neither a function nor None, by its name.
+    """
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} is a function, such as {_SUCH[name]}, or None, not {function!r}")
 
 
 def _labelled(measures: Measure | Sequence[Measure]) -> dict[str, Callable[[Snapshot], Mapping[str, Any]]]:
@@ -163,8 +172,6 @@ class Monitor:
 
     def __init__(self, model: nn.Module, given: Settings) -> None:
         """See `monitor`."""
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"the first argument is the network itself, an nn.Module, not {type(model).__name__}")
         inside = bare(model)
         refuse_sharded(inside)
         self.model = inside if given.forward is None else Adapted(inside, given.forward)

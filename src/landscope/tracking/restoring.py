@@ -36,8 +36,8 @@ def refuse_sharded(model: nn.Module) -> None:
     """
     if is_sharded(model):
         raise ValueError(
-            f"the parameters of this {type(model).__name__} are spread over several processes (FSDP, ZeRO-3, tensor parallel), "
-            "and a monitor measures in one: save a checkpoint with the full state and measure that"
+            f"the parameters of this {type(model).__name__} are spread over several processes (FSDP, ZeRO-3, tensor "
+            "parallel), and a monitor measures in one: save a checkpoint with the full state and measure that"
         )
 
 
