@@ -110,7 +110,7 @@ def chains() -> Iterator[Row]:
 
 
 def residual() -> Iterator[Row]:
-    """A residual network, whose gradients are `torch.func`'s in both."""
+    """A residual network; the compiled step's gradients are `torch.func`'s."""
     case = CASES["40-64-64-10, batch 100, 64 networks"]
 
     def recipe(seed: int) -> Recipe:

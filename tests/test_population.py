@@ -16,11 +16,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from landscope import train
 from landscope.data import Data
 from landscope.engine import Sizes, groups
+from landscope.layers import GeneralizationLayer, Residual
 from landscope.losses import squared_error
-from landscope.models import mlp
+from landscope.models import mlp, residual_mlp
 from landscope.optimizers import ASAM, GSAM, SAM
 from landscope.population import advance, begin, checkpoint, evaluate, restore, state_of, structure_key
-from landscope.population.chain import layers_of
+from landscope.population.layers import layers_of
 from landscope.regularizers import flatness, path_norm, spectral_norm, weight_noise
 from landscope.spec import Call, Recipe, call
 from landscope.train import loss_below
@@ -46,6 +47,14 @@ def curious(shape: tuple[int, ...], outputs: int, /) -> nn.Module:
     """Every activation that is written out, nested chains, a layer without bias, odd widths."""
     inner = nn.Sequential(nn.Linear(5, 7, bias=False), nn.SiLU(), nn.BatchNorm1d(7, affine=False), nn.Sigmoid())
     return nn.Sequential(nn.Flatten(), nn.Linear(shape[0], 5), nn.Tanh(), inner, nn.Linear(7, outputs)).double()
+
+
+def skips(shape: tuple[int, ...], outputs: int, /) -> nn.Module:
+    """Skips around all that is written out, activations first and last, one inside another, one weighted."""
+    first = Residual(nn.Sequential(nn.Tanh(), nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5)))
+    second = Residual(nn.Sequential(nn.Linear(5, 5, bias=False), Residual(nn.Linear(5, 5)), nn.SiLU()))
+    third = [GeneralizationLayer(5, nu=0.7), Residual(nn.BatchNorm1d(5)), nn.ReLU()]
+    return nn.Sequential(nn.Linear(shape[0], 5), first, nn.ReLU(), second, *third, nn.Linear(5, outputs)).double()
 
 
 class Skipping(nn.Module):
@@ -128,6 +137,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "loss": call(squared_error),
         "optimizer": call(SGD, lr=0.01, weight_decay=0.01, nesterov=True, momentum=0.5),
     },
+    "skips": {"model": call(skips)},
     "no chain": {"model": call(skipping), "steps": 12},
     "adam": {"optimizer": call(Adam, lr=0.002)},
     "adamw": {"optimizer": call(AdamW, lr=0.002, amsgrad=True)},
@@ -180,7 +190,9 @@ def test_in_single_precision_a_hundred_steps_agree_to_five_digits():
             torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["momentum", "batchnorm", "all layers", "no chain", "adam", "squared error", "sam"])
+@pytest.mark.parametrize(
+    "kind", ["momentum", "batchnorm", "all layers", "skips", "no chain", "adam", "squared error", "sam"]
+)
 @pytest.mark.parametrize("single", [False, True])
 def test_eight_members_and_five_give_the_same_bits(kind: str, single: bool):
     recipes = members(8, **(KINDS[kind] | {"steps": 12}))
@@ -372,6 +384,10 @@ def test_chains_are_recognised():
     assert layers_of(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.Linear(2, 2))) is None
     tied = nn.Linear(2, 2)
     assert layers_of(nn.Sequential(tied, nn.ReLU(), tied)) is None
+    assert layers_of(nn.Sequential(tied, Residual(tied), nn.Linear(2, 2))) is None
+    assert layers_of(nn.Sequential(plain, Residual(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))) is None
+    assert layers_of(nn.Sequential(Residual(nn.Linear(2, 2)), nn.Linear(2, 2))) is None
+    assert layers_of(residual_mlp((FEATURES,), CLASSES, width=3, depth=5, generalization=(1,))) is not None
     assert functional.cross_entropy is recipe().loss()
 
 

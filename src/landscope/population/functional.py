@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import has_torch_function_unary
 
 from landscope.models import evaluating
-from landscope.population.chain import several
+from landscope.population.layers import several
 from landscope.population.layout import Layout
 from landscope.train import takes_outputs
 

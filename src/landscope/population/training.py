@@ -11,10 +11,11 @@ from torch import Tensor
 from landscope.data import Data
 from landscope.optimizers.updates import Update
 from landscope.population.ascents import ASCENTS, direction, perturbed
-from landscope.population.chain import Chain, layers_of
+from landscope.population.chain import Chain
 from landscope.population.checks import check_members
 from landscope.population.constraints import constrain_rows
 from landscope.population.functional import NET, TERMS, Functional
+from landscope.population.layers import layers_of
 from landscope.population.layout import Layout
 from landscope.population.lookout import Lookout
 from landscope.population.samples import Samples
