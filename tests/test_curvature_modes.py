@@ -275,6 +275,7 @@ def _process(rank: int, address: str, folder: str) -> None:
     data = Batches(x[mine], y[mine], 5)
     h, g = (make(model, cross_entropy(), data, group=group) for make in (hessian, ggn))
     v = torch.randn(h.dim, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    one_has_all = hessian(model, cross_entropy(), Batches(x, y, 5) if rank == 0 else [], group=group)
     reduced.clear()
     product = h @ v
     one = list(reduced)
@@ -285,6 +286,7 @@ def _process(rank: int, address: str, folder: str) -> None:
         "trace": h.exact_trace(),
         "gradient": h.gradient(),
         "n": h.samples,
+        "one has all": one_has_all @ v,
     }
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
@@ -299,6 +301,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Any):
     h, g = (make(model, cross_entropy(), data) for make in (hessian, ggn))
     v = torch.randn(h.dim, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(found["h"], h @ v)
+    torch.testing.assert_close(found["one has all"], h @ v)
     torch.testing.assert_close(found["g"], g @ v)
     assert found["reduced"] == [3 * h.dim]
     assert found["n"] == 23

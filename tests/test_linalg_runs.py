@@ -11,7 +11,7 @@ from torch import Tensor
 
 from landscope.files import publish, read_tensors, tensor_bytes
 from landscope.linalg import Progress, Spectrum, spectrum
-from landscope.linalg.extremes import missed, timed_block
+from landscope.linalg.extremes import chosen_block, missed, timed_block
 
 VALUES = torch.cat([torch.linspace(-2, 3, 140).double(), torch.linspace(10, 50, 10).double()])
 
@@ -156,6 +156,12 @@ def test_the_block_is_chosen_by_what_products_cost(per_column: float, best: int)
 
     op = Costly(with_spectrum(VALUES))
     assert timed_block(op, 0, lambda: now[0]) == (best, op.products)
+
+
+def test_processes_of_a_group_take_one_block_size_without_timing():
+    op: Any = Matrix(torch.empty(3, 3, device="meta"))
+    op.group = object()
+    assert chosen_block(op, 0) == (1, 0)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 9])

@@ -280,8 +280,8 @@ class Curvature(ABC):
             forget(choice)  # it served another network that looks alike
             self.forget()
             self._swapped(rows, result.zero_())
-        if self.asked == AUTO:
-            many = len(rows) > 1
+        many = len(rows) > 1
+        if self.asked == AUTO and many in self.state.choices:  # there is none where this process has no data
             self.state.choices[many] = self.state.choices[many]._replace(remembered=False)
 
     def _swapped(self, rows: Tensor, result: Tensor) -> None:
