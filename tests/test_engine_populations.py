@@ -162,6 +162,10 @@ def test_groups_hold_what_differs_in_numbers_alone_and_are_split_evenly():
     assert {r for part in parts for r in part} == set(many)
     small = [len(part) for part in split(found[0], 50, 150)]
     assert (len(small), set(small)) == (19, {7, 8})
+    large = Sizes((1, 28, 28), 10, 60_000)
+    assert {len(part) for part in split(groups(many[:20], large)[0], 2, 20)} == {5}  # 188 MB of images each
+    rates = [recipe(optimizer=call(SGD, lr=0.1 + 0.01 * i)) for i in range(20)]  # of one seed: the same images
+    assert {len(part) for part in split(groups(rates, large)[0], 2, 20)} == {10}
     mixed = [recipe(seed=s, steps=(100, 10)[s % 2]) for s in range(20)]
     ends = [{r.steps for r in part} for part in split(groups(mixed, SIZES)[0], 2, 20)]
     assert ends == [{10}, {100}]

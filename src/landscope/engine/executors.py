@@ -1,6 +1,7 @@
 """Which runs are trained together: decided from the recipes and the data's sizes alone, never from the clock."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from landscope.spec import Recipe, key, lineage
 MOST_WORK = 10_000_000
 MOST_MEMBERS = 64
 MOST_NUMBERS = 2**18  # of parameters in a population: weights, gradients and momenta stay in a core's cache
+MOST_INPUTS = 2**28  # of the members' own training inputs: a gigabyte, and as much again for them stacked
 LEAST_MEMBERS = 8  # of the populations that are split to give every process one
 
 _LAYERS_ALONE = (nn.modules.conv._ConvNd, nn.RNNBase, nn.SyncBatchNorm, nn.MultiheadAttention)
@@ -46,12 +48,14 @@ class Group:
         recipes: Which; in a population they differ in numbers alone.
         parameters: Of each network; 0 where that is not known.
         why: Why they are trained alone, else "".
+        inputs: Numbers in the training inputs that each has for its own; 0 where all share one data set.
     """
 
     executor: str
     recipes: tuple[Recipe, ...]
     parameters: int
     why: str = ""
+    inputs: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the plan: the executor, the runs' keys and the reason."""
@@ -90,7 +94,9 @@ def _group(recipes: tuple[Recipe, ...], sizes: Sizes) -> Group:
     why = _reason(recipe, model, terms)
     if why is None and work > MOST_WORK:
         why = f"{work:,} multiplications a step are too many for stacking to help"
-    return Group("population" if why is None else "solo", recipes, parameters, why or "")
+    shared = len({(r.data, r.seed) for r in recipes}) == 1
+    inputs = 0 if shared else math.prod(sizes.shape) * sizes.samples
+    return Group("population" if why is None else "solo", recipes, parameters, why or "", inputs)
 
 
 def _reason(recipe: Recipe, model: Any, terms: Sequence[Callable[..., Any]]) -> str | None:
@@ -130,7 +136,8 @@ def split(group: Group, jobs: int, runs: int) -> list[tuple[Recipe, ...]]:
     """
     if group.executor == "solo":
         return [(recipe,) for recipe in group.recipes]
-    most = max(1, min(MOST_MEMBERS, MOST_NUMBERS // max(1, group.parameters)))
+    fitting = MOST_NUMBERS // max(1, group.parameters), MOST_INPUTS // max(1, group.inputs)
+    most = max(1, min(MOST_MEMBERS, *fitting))
     most = max(min(most, LEAST_MEMBERS), min(most, -(-runs // jobs)))
     ordered = sorted(group.recipes, key=lambda r: (r.stop["every"] if r.stop else 0, r.steps))
     parts = -(-len(ordered) // most)

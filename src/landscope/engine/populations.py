@@ -80,7 +80,9 @@ def _train(
 ) -> None:
     started = time.perf_counter()
     recipes = [member.recipe for member in members]
-    data = [alone.load_data(recipe, root) for recipe in recipes]
+    sets = {(recipe.data, recipe.seed): recipe for recipe in recipes}
+    held = {which: alone.load_data(recipe, root) for which, recipe in sets.items()}  # each once, whatever the order
+    data = [held[recipe.data, recipe.seed] for recipe in recipes]
     states = [alone.named_states(recipe, root) for recipe in recipes]
     population = begin(recipes, data, device=device, states=states)
     if members[0].partial is not None:
