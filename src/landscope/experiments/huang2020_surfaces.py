@@ -251,7 +251,7 @@ def draw(results: Table, histories: Table) -> list[Figure]:
             ending = "" if protocol == "published" else f"-{protocol.replace(' ', '-')}"
             named = [(_named(row), row) for row in pair]
             drawn = surfaces(named, f"surfaces{ending}"), _rays(named, f"rays{ending}")
-            found += [replace(figure, title=f"{figure.title}: {protocol}") for figure in drawn]
+            found += [replace(figure, title=f"{figure.title}: {protocol}") for figure in drawn if figure is not None]
     return [figure for figure in (*found, _noise(rows)) if figure is not None]
 
 
