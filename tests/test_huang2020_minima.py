@@ -351,6 +351,13 @@ def test_figures_say_what_they_find(experiment, table, names):
         assert len(figure.table()) > 0
 
 
+def test_a_plane_without_contours_leaves_the_rays():
+    rows = [row | {"plane_train_loss": (100.0,) * 9} for row in photographed(1).rows()]
+    titles = [figure.title for figure in images.draw(Table.of(rows), Table.of([]))]
+    assert "Loss along random rays: published" in titles
+    assert not any(title.startswith("Slices") for title in titles)
+
+
 def test_a_picture_shows_its_own_training_points():
     (figure, *_) = roll.draw(rolled(1, picture=True), Table.of([]))
     assert len(figure.panels) == len(roll.LEVELS)
