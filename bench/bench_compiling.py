@@ -10,27 +10,14 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional
 from torch.optim import SGD
 
-from bench.bench_population import CASES, MOMENTUM, RATE, Case, in_process, points
-from bench.harness import Row, Timing, attempted, row_of
-from landscope import population
+from bench.bench_population import CASES, MOMENTUM, RATE, Case, in_process, in_turns, points, together
+from bench.harness import Row, attempted, row_of
 from landscope.losses import cross_entropy
 from landscope.models import residual_mlp
 from landscope.spec import Recipe, call
 
 ROUNDS, MEMBERS, STEPS, BLOCKS = 9, 32, 20, 8
 Step = Callable[..., tuple[list[Tensor], list[Tensor]]]
-
-
-def ours(recipes: Sequence[Recipe]) -> Callable[[int], None]:
-    """Our population's steps, each with its own batch."""
-    steps = population.advance(population.begin(recipes, [r.data(r.seed, None) for r in recipes]))
-    next(steps)
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            next(steps)
-
-    return run
 
 
 def with_momentum(weights: list[Tensor], momenta: list[Tensor], slopes: Sequence[Tensor]) -> Any:
@@ -85,17 +72,18 @@ def compiled(step: Step, net: torch.nn.Module, case: Case, members: int) -> tupl
     return run, time.perf_counter() - began
 
 
+def per_network(run: Callable[[int], None], members: int) -> Callable[[int], float]:
+    """A function from steps to seconds per network and step, at one thread."""
+    timed = in_process(run, 1)
+    return lambda steps: timed(steps) / members
+
+
 def compared(name: str, recipe: Callable[[int], Recipe], case: Case, members: int, written: bool) -> Row:
     """Our steps against the compiled ones, in turns, at one thread."""
     net = recipe(0).model((case.inputs,), case.outputs)
     fast, seconds = compiled(chain_step if written else mapped_step(net), net, case, members)
-    runs = {"ours": in_process(ours([recipe(seed) for seed in range(members)]), 1), "compiled": in_process(fast, 1)}
-    timings = {which: Timing() for which in runs}
-    for _ in range(ROUNDS):
-        for which, run in runs.items():
-            took = run(STEPS) / members
-            timings[which].seconds.append(took)
-            timings[which].units.append(1e6 * took)
+    both = {"ours": together([recipe(seed) for seed in range(members)]), "compiled": fast}
+    timings = in_turns({which: (per_network(run, members), STEPS) for which, run in both.items()}, ROUNDS)
     notes = [
         f"compiling took {seconds:.0f} s; the compiled step is spared the drawing of its batch; {members} networks"
     ]

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,18 @@ def solo(case: Case) -> Callable[[int], None]:
     return run
 
 
+def together(recipes: Sequence[Recipe]) -> Callable[[int], None]:
+    """Landscope's loop for several networks at once."""
+    steps = population.advance(population.begin(recipes, [r.data(r.seed, None) for r in recipes]))
+    next(steps)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            next(steps)
+
+    return run
+
+
 def worked(case: Case, process: int) -> tuple[str, int, Callable[[int], None]]:
     """What one of the processes does as the engine would have it: the executor, its networks, and their steps."""
     recipes = [case.recipe(seed) for seed in range(case.networks)]
@@ -130,14 +142,11 @@ def worked(case: Case, process: int) -> tuple[str, int, Callable[[int], None]]:
     if group.executor == "solo":  # network after network; one does for all
         return "solo", 1, solo(case)
     parts = engine.split(group, PROCESSES, case.networks)[process::PROCESSES]
-    begun = [population.advance(population.begin(part, [r.data(r.seed, None) for r in part])) for part in parts]
-    for steps in begun:
-        next(steps)
+    begun = [together(part) for part in parts]
 
     def run(count: int) -> None:
-        for steps in begun:
-            for _ in range(count):
-                next(steps)
+        for make_steps in begun:
+            make_steps(count)
 
     return "population", sum(len(part) for part in parts), run
 
@@ -228,14 +237,20 @@ def populations() -> Iterator[Row]:
                 "loop, 2 threads": (in_process(plain, 2), alone),
                 "loop, 2 processes": (two, alone),
             }
-            timings = {name: Timing() for name in runs}
-            for _ in range(ROUNDS):
-                for name, (run, steps) in runs.items():
-                    seconds = run(steps)
-                    timings[name].seconds.append(seconds)
-                    timings[name].units.append(1e6 * seconds)
+            timings = in_turns(runs, ROUNDS)
         note = f"executor: {executor}, on {PROCESSES} processes of one thread; wall time"
         yield row_of(case.name, "µs per network and step", timings, Goal(ratio_at_least=case.ratio), [note])
+
+
+def in_turns(runs: Mapping[str, tuple[Callable[[int], float], int]], rounds: int) -> dict[str, Timing]:
+    """Timings of functions from steps to seconds per network and step, each with its steps; units are µs."""
+    timings = {name: Timing() for name in runs}
+    for _ in range(rounds):
+        for name, (run, steps) in runs.items():
+            seconds = run(steps)
+            timings[name].seconds.append(seconds)
+            timings[name].units.append(1e6 * seconds)
+    return timings
 
 
 def alone() -> Iterator[Row]:

@@ -242,7 +242,7 @@ def _besides(of: Setup, fits: dict[str, Any]) -> list[Claim]:
 def draw(results: Table, histories: Table) -> list[Figure]:
     """Figures 4 and 7 of one seed, and noise on the weights of all."""
     rows = [row for row in results.rows() if row["status"] == "done" and row.get("rays_train_loss") is not None]
-    found: list[Figure | None] = []
+    found: list[Figure] = []
     for protocol in (name for name in RUNS if not RUNS[name].positive):
         own = [row for row in rows if row["protocol"] == protocol]
         first = min((row["seed"] for row in own), default=0)
@@ -252,7 +252,8 @@ def draw(results: Table, histories: Table) -> list[Figure]:
             named = [(_named(row), row) for row in pair]
             drawn = surfaces(named, f"surfaces{ending}"), _rays(named, f"rays{ending}")
             found += [replace(figure, title=f"{figure.title}: {protocol}") for figure in drawn if figure is not None]
-    return [figure for figure in (*found, _noise(rows)) if figure is not None]
+    last = _noise(rows)
+    return found if last is None else [*found, last]
 
 
 def _named(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from landscope.population.layers import Buffers, Layer, Linear, Pass, aten
+from landscope.population.layers import Buffers, Layer, Linear, Pass, aten, backward_through
 from landscope.population.layout import Layout
 
 
@@ -69,9 +69,8 @@ class Chain:
             outputs = self._last.forward(x, run)
             d, losses = torch.func.vmap(torch.func.grad_and_value(self._loss))(outputs, targets)
             d = self._last.backward(d, run, first)
-        for i in reversed(range(len(self._layers))):
-            if d is not None:
-                d = self._layers[i].backward(d, run, i == 0)
+        if d is not None:
+            backward_through(self._layers, d, run, True)
         parts = [run.gradients[name].reshape(len(rows), -1) for name in self._layout.names]
         rest = self._layout.width - self._layout.used
         torch.cat([*parts, self._scratch("rest", len(rows), rest)], 1, out=out)

@@ -6,7 +6,7 @@ falls into the shorter code at the end of a vector loop.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,25 +192,29 @@ class Skip:
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         """The sum, in memory of its own: what comes next may write on it."""
         y = run.scratch((self, "x"), *x.shape).copy_(x) if isinstance(self.branch[0], Activation) else x
-        run.kept[self] = x
         for layer in self.branch:
             y = layer.forward(y, run)
         return torch.add(y, self._weighted(x, run), out=run.scratch(self, *x.shape))
 
     def backward(self, d: Tensor, run: Pass, first: bool) -> Tensor | None:
         """The gradient of the inputs, by both ways."""
-        back: Tensor | None = d
-        if isinstance(self.branch[-1], Activation):
-            back = run.scratch((self, "back"), *d.shape).copy_(d)
-        for i in reversed(range(len(self.branch))):
-            if back is not None:
-                back = self.branch[i].backward(back, run, first and i == 0)
-        if first or back is None:
+        own = run.scratch((self, "back"), *d.shape).copy_(d) if isinstance(self.branch[-1], Activation) else d
+        back = backward_through(self.branch, own, run, first)
+        if back is None:
             return None
         return torch.add(back, self._weighted(d, run), out=run.scratch((self, "d"), *back.shape))
 
     def _weighted(self, x: Tensor, run: Pass) -> Tensor:
         return x * run.buffers[self.weight].view(-1, 1, 1) if self.weight else x
+
+
+def backward_through(layers: "Sequence[Layer]", d: Tensor, run: Pass, first: bool) -> Tensor | None:
+    """The gradient of the layers' inputs from that of their outputs, unless these inputs are the data (``first``)."""
+    back: Tensor | None = d
+    for i in reversed(range(len(layers))):
+        if back is not None:
+            back = layers[i].backward(back, run, first and i == 0)
+    return back
 
 
 def several(n: int, name: str) -> int:
@@ -274,7 +278,7 @@ def layers_of(model: nn.Module, dims: int = 2) -> list[Layer] | None:
 
 
 def _written(leaves: Iterable[tuple[str, Any]], seen: list[nn.Module]) -> list[Layer] | None:
-    """The layers one after the other; those that hold parameters themselves come to ``seen``."""
+    """The layers one after the other; the modules that they are of come to ``seen``."""
     found: list[Layer] = []
     for name, layer in leaves:
         kind = type(layer)
@@ -313,6 +317,6 @@ def _around(name: str, layer: Any, seen: list[nn.Module]) -> Skip | None:
 def _leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if type(model) is nn.Sequential:
         for name, child in model._modules.items():
-            yield from _leaves(child, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
+            yield from _leaves(child, f"{prefix}{name}.")
     else:
         yield prefix.removesuffix("."), model
