@@ -297,7 +297,7 @@ def draw(results: Table, histories: Table) -> list[Figure]:
     titles = [f"cutoff {cutoff:g} nats" for cutoff in at]
     found = (
         ("radius", "Radius of the basin against the generalization gap", [[s] for s in radii],
-         "radius (distance between weights)", False, f"{note} Bars: the shortest and the longest ray."),
+         "radius (distance between weights)", True, f"{note} Bars: the shortest and the longest ray."),
         ("volume", "Volume of the basin against the generalization gap", volumes, "log10 of the volume", False,
          f"{note} Every volume is a lower bound in practice: the largest estimate is the best one."),
         ("effective-rays", "How many rays a volume rests on", [[s] for s in trust], "effective rays", True,
