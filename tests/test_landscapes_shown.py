@@ -5,10 +5,10 @@ import io
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -137,7 +137,7 @@ def test_a_curve_bends_around_what_the_straight_line_runs_into():
         curve(first, first, second, cross_entropy(), data, points=1)
 
 
-def test_a_linear_boundary_lies_where_its_equation_says(tmp_path):
+def test_a_linear_boundary_lies_where_its_equation_says(tmp_path, monkeypatch):
     model = nn.Linear(2, 1)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, -2.0]]))
@@ -161,9 +161,17 @@ def test_a_linear_boundary_lies_where_its_equation_says(tmp_path):
     with Image.open(tmp_path / "b.gif") as moving:
         assert getattr(moving, "n_frames", 1) == 4  # middle, end, middle, end; then it begins again
     assert (tmp_path / "b.html").read_text().count("data:image/png") == 3
-    if shutil.which("ffmpeg") is None:
-        with pytest.raises(LookupError, match="needs ffmpeg"):
-            write_boundaries(found, tmp_path / "b.mp4")
+    write_boundaries(found, tmp_path / "b.mp4")
+    assert imageio_ffmpeg.count_frames_and_secs(tmp_path / "b.mp4")[0] == 4
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\necho no such encoder >&2\nexit 1\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    with pytest.raises(RuntimeError, match="could not write an MP4: no such encoder"):
+        write_boundaries(found, tmp_path / "b.mp4")
+    (tmp_path / "ffmpeg").unlink()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LookupError, match="needs ffmpeg"):
+        write_boundaries(found, tmp_path / "b.mp4")
     with pytest.raises(ValueError, match="gif, mp4, html, png"):
         write_boundaries(found, tmp_path / "b.mov")
     with pytest.raises(ValueError, match="over two inputs"):

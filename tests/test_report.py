@@ -170,6 +170,13 @@ def test_the_forest_shows_every_unit_and_every_protocol(report):
     paper = next(s for s in figure.panels[0].series if s.name == "the paper’s number")
     assert paper.x[0] == pytest.approx(11.58)
     assert forest([verdict("a", None, "not testable")], "effect-1") is None
+    open_ended = dataclasses.replace(verdicts[0], low=-math.inf, high=math.inf, holm_low=-math.inf, holm_high=math.inf)
+    figure = forest([open_ended], "effect-1")
+    assert figure is not None
+    whole = next(s for s in figure.panels[0].series if s.name == "published protocol")
+    assert whole.low is not None
+    assert np.isnan(whole.low).all()
+    assert "its interval unbounded" in figure.finding
 
 
 def test_the_page_says_everything(report, page):

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib.util
 import io
 import shutil
 import subprocess
@@ -95,7 +96,8 @@ def write_boundaries(found: Boundaries, path: Path | str, *, theme: str = "light
     """Write decision boundaries, as the name's ending says.
 
     ``.gif`` plays from the middle to one end, back through it to the other, and to the middle; so does ``.mp4``, which
-    needs ffmpeg; ``.html`` has a slider over the offsets; ``.png`` is the frame in the middle.
+    needs ffmpeg (a system's own, or that of the package imageio-ffmpeg); ``.html`` has a slider over the offsets;
+    ``.png`` is the frame in the middle.
 
     Args:
         found: What `landscope.landscapes.decision_boundaries` gives.
@@ -106,13 +108,13 @@ def write_boundaries(found: Boundaries, path: Path | str, *, theme: str = "light
     Raises:
         ValueError: for another ending.
         LookupError: for MP4 where there is no ffmpeg.
+        RuntimeError: where ffmpeg fails, with what it says.
     """
     path = Path(path)
     ending = path.suffix.removeprefix(".")
     if ending not in ENDINGS:
         raise ValueError(f"decision boundaries are written as {', '.join(ENDINGS)}, not {path.name}: name the file so")
-    if ending == "mp4" and shutil.which("ffmpeg") is None:
-        raise LookupError("an MP4 needs ffmpeg, which is not installed here: take .gif or .html")
+    program = _ffmpeg() if ending == "mp4" else ""
     frames = boundary_frames(found, theme=theme, width=width)
     middle = len(frames) // 2
     if ending == "png":
@@ -122,7 +124,7 @@ def write_boundaries(found: Boundaries, path: Path | str, *, theme: str = "light
     else:
         there = [*range(middle, len(frames)), *range(len(frames) - 2, -1, -1), *range(1, middle)]
         played = [frames[i] for i in there]
-        publish(path, _gif(played) if ending == "gif" else _mp4(played))
+        publish(path, _gif(played) if ending == "gif" else _mp4(played, program))
     return path
 
 
@@ -135,13 +137,27 @@ def _gif(frames: list[bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _mp4(frames: list[bytes]) -> bytes:
+def _ffmpeg() -> str:
+    """The program, of the system or of the package imageio-ffmpeg."""
+    found = shutil.which("ffmpeg")
+    if found is None and importlib.util.find_spec("imageio_ffmpeg") is not None:
+        found = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+    if found is None:
+        raise LookupError(
+            "an MP4 needs ffmpeg, which is not installed here: `pip install imageio-ffmpeg`, or take .gif or .html"
+        )
+    return found
+
+
+def _mp4(frames: list[bytes], program: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         for i, frame in enumerate(frames):
             Path(folder, f"{i:05d}.png").write_bytes(frame)
-        command = ["ffmpeg", "-loglevel", "error", "-framerate", str(1000 // PACE), "-i", "%05d.png"]
+        command = [program, "-loglevel", "error", "-framerate", str(1000 // PACE), "-i", "%05d.png"]
         even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", "out.mp4"]
-        subprocess.run([*command, *even], cwd=folder, check=True)  # noqa: S603
+        done = subprocess.run([*command, *even], cwd=folder, capture_output=True, text=True)  # noqa: S603
+        if done.returncode:
+            raise RuntimeError(f"ffmpeg ({program}) could not write an MP4: {done.stderr.strip()}: take .gif or .html")
         return Path(folder, "out.mp4").read_bytes()
 
 

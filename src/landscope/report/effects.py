@@ -9,6 +9,8 @@ from landscope.figures import REFERENCE, Axis, Figure, Panel, Series
 from landscope.spec import Claim
 from landscope.stats import Verdict, shown
 
+LARGEST = 300.0  # of a logarithm: the ratio of a larger one cannot be drawn
+
 
 def forest(verdicts: Sequence[Verdict], name: str) -> Figure | None:
     """One claim's effect under every protocol: interval, every unit's value, null, smallest effect, paper's number.
@@ -41,7 +43,7 @@ def forest(verdicts: Sequence[Verdict], name: str) -> Figure | None:
     )
     note = (
         "Bars: the interval that decides the verdict. Small points: one for each unit. Shaded: effects too small to "
-        "matter, from no effect to the smallest of interest."
+        "matter, from no effect to the smallest of interest. A larger point without a bar has no finite interval."
     )
     return Figure(name, f"Effect under each protocol: {claim.text}", _told(kept), (panel,), note)
 
@@ -49,7 +51,7 @@ def forest(verdicts: Sequence[Verdict], name: str) -> Figure | None:
 def _scaled(claim: Claim, values: Sequence[float | None]) -> np.ndarray:
     array = np.array([math.nan if v is None else v for v in values], dtype=np.float64)
     if claim.unit == "ratio":
-        array = np.exp(np.clip(array, -300, 300))
+        array = np.exp(np.where(np.abs(array) < LARGEST, array, np.nan))
     scaled = array * 100 if claim.unit == "points" else array
     return np.where(np.isfinite(scaled), scaled, np.nan)
 
@@ -106,7 +108,7 @@ def _effect(verdict: Verdict, i: int, rows: int) -> list[Series]:
             high,
             "points",
             number,
-            (f"{verdict.word}, n = {verdict.n}",),
+            (_word(verdict),),
             group,
             along="x",
         ),
@@ -119,8 +121,10 @@ def _effect(verdict: Verdict, i: int, rows: int) -> list[Series]:
 
 def _told(verdicts: Sequence[Verdict]) -> str:
     """The finding of a forest plot, with its numbers."""
-    told = [
-        f"{v.control or 'published protocol'} {shown(v.weakest, v.effect or 0.0)} ({v.word}, n = {v.n})"
-        for v in verdicts
-    ]
+    told = [f"{v.control or 'published protocol'} {shown(v.weakest, v.effect or 0.0)} ({_word(v)})" for v in verdicts]
     return f"{verdicts[0].claim.text.rstrip('.')}: " + "; ".join(told) + "."
+
+
+def _word(verdict: Verdict) -> str:
+    unbounded = any(end is not None and math.isinf(end) for end in deciding(verdict))
+    return f"{verdict.word}, n = {verdict.n}" + (", its interval unbounded" if unbounded else "")
