@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input insta
 help:
 	@echo "make demo    train, judge and report the first experiment (sets up .venv; then at most 5 minutes on 2 cores)"
 	@echo "make test    run the tests (sets up .venv)"
-	@echo "make check   style, types, import order, links, scoreboard, citation file"
+	@echo "make check   style, types, import order, the documentation's code, links, scoreboard, citation file"
 	@echo "make soak    the long versions of the fault tests"
 	@echo "make bench   side-by-side timings against other tools (BENCH=curvature: one file alone)"
 	@echo "make clean   remove .venv, the demo's runs and caches"
@@ -29,6 +29,7 @@ check: .venv/.dev
 	$(BIN)/pyright
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes landscope --ignoreexternal
 	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m docs
 	$(BIN)/python docs/check_links.py
 	$(BIN)/python docs/scoreboard.py --check
 	$(BIN)/cffconvert --validate

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.docs
+
 
 def code_of(page: Path) -> tuple[str, str]:
     """The file name and the source of a page's Python block."""

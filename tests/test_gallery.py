@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.docs
+
 
 @pytest.fixture(scope="module")
 def draw(root: Path) -> ModuleType:

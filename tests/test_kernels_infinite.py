@@ -276,6 +276,7 @@ def test_alignment_is_the_cosine_with_the_targets_kernel():
         alignment(k, torch.ones(6, 1), centred=True)
 
 
+@pytest.mark.docs
 def test_the_pages_code_runs_and_gives_the_shapes_and_sizes_that_it_tells_of(root: Path, capsys: Any):
     page = (root / "docs/kernels.md").read_text(encoding="utf-8")
     shapes, predictions = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -325,6 +325,7 @@ def test_the_command_says_what_cannot_be(checkpoints, monkeypatch, words, said):
     assert said in done.stderr
 
 
+@pytest.mark.docs
 def test_the_page_of_the_documentation_computes_what_it_says(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (root / "docs/landscapes.md").read_text(encoding="utf-8")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.docs
+
 PAGES = sorted(path for path in (Path(__file__).parent.parent / "docs/methods").glob("*.md") if path.stem != "README")
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -239,6 +239,7 @@ def test_outputs_without_logits_are_refused():
         callback.on_train_begin(None, type("State", (), {"global_step": 0}), None, model=Pair())
 
 
+@pytest.mark.docs
 def test_the_guides_example_with_an_attention_mask_runs(root, tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
