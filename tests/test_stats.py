@@ -264,6 +264,19 @@ def test_correlation_agrees_with_scipy_within_and_across_blocks():
     assert configuration_correlation(Table.of(moved), x="x", y="y", by=("lr",), draws=499).mean > blocked.mean + 0.2
 
 
+def test_a_configuration_that_does_not_reach_the_level_leaves_a_correlation_untested():
+    rows = [{"seed": s, "lr": i, "x": i + s / 9, "y": s / 9 - i, "status": "done"} for i in range(12) for s in range(8)]
+    stated = Claim("more x, less y", call(configuration_correlation, x="x", y="y", by=("lr",), draws=499), "less")
+
+    def judged(censored: int) -> Any:
+        lost = [row | {"x": None, "status": "censored"} for row in rows[:censored]]
+        return judge([stated], {"at a level": Table.of(lost + rows[censored:])}, 8)[0]
+
+    assert judged(0).word == "supported"
+    assert judged(1).word == "not testable"
+    assert judged(1).reason.startswith("12% of the runs with lr = 0 never reach")
+
+
 # --- numbers known beforehand ----------------------------------------------------------------------------------------
 
 

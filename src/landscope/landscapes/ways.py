@@ -291,12 +291,21 @@ def _found(surface: Surface, samples: Samples, coefficients: Tensor, batch: Any)
 
 
 def _is_slow(surface: Surface, samples: Samples, coefficients: Tensor, batch: Any) -> bool:
-    """Whether an eighth of a batch takes so long that more points at once gain nothing: found out at little cost."""
-    few = picked(batch, torch.arange(-(-len(taken_apart(batch)[1]) // 8)))
+    """Whether the arithmetic of a batch takes so long that more points at once gain nothing: found out at little cost.
+
+    From an eighth of the batch less a single sample, whose time is what a pass costs besides; twice, for the first time
+    at a size prepares it.
+    """
+    n = len(taken_apart(batch)[1])
     rows = surface.rows(coefficients[:1], "loop")
-    begin = time.perf_counter()
-    scored(surface, samples, coefficients[:1], rows, few, "loop").loss.item()
-    return time.perf_counter() - begin > SLOW
+
+    def seconds(count: int) -> float:
+        few = picked(batch, torch.arange(count))
+        begin = time.perf_counter()
+        scored(surface, samples, coefficients[:1], rows, few, "loop").loss.item()
+        return time.perf_counter() - begin
+
+    return all(n / (-(-n // 8)) * (seconds(-(-n // 8)) - seconds(1)) > SLOW for _ in range(2))
 
 
 def _sizes(surface: Surface, samples: Samples, batch: Any) -> dict[str, int]:
@@ -338,7 +347,7 @@ def fastest(
             found = scored(surface, samples, few, rows, batch, name).loss
             return found if found.device.type == "cpu" else found.cpu()  # which waits for it
 
-        if name == "vmap" and (least > SLOW or "chain" in sizes):
+        if name == "vmap" and "chain" in sizes:
             continue  # which does the same with less ado
         begin = time.perf_counter()
         try:
@@ -350,6 +359,8 @@ def fastest(
         seconds = (time.perf_counter() - begin) / len(few)
         if name == "loop":
             loop, least = values, seconds
+            if seconds > SLOW and "chain" not in sizes:
+                return best  # bound by arithmetic
         elif not _agree(values[:1], loop[:1]):
             continue
         if name == "loop" or 2 * seconds > least:  # else it is clear

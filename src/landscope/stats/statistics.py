@@ -233,7 +233,8 @@ def configuration_correlation(
     as if they were finds relations where there are none. The interval is the percentile interval of a two-level
     bootstrap (configurations, then the seeds within each; a configuration drawn twice is a tie and says nothing);
     p comes from permuting configurations. A unit's value is its concordance with the other configurations. Fewer than
-    12 configurations describe and decide nothing. Runs that diverged or were not measured are left out and counted.
+    12 configurations describe and decide nothing. Runs that diverged or were not measured are left out and counted;
+    where more than a tenth of one configuration's did not reach the level at which all are compared, nothing is tested.
 
     Args:
         table: One protocol's results at one step.
@@ -254,10 +255,10 @@ def configuration_correlation(
         table[name]
     rows = [row for row in table.rows() if all(row[name] == wanted for name, wanted in where)]
     groups: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
-    seen: dict[tuple[Any, ...], int] = {}
+    seen: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
         place = tuple(row[name] for name in names)
-        seen[place] = seen.get(place, 0) + 1
+        seen.setdefault(place, []).append(row.get("status"))
         if row[x] is not None and row[y] is not None:
             first = row[x] if index is None else row[x][index]
             groups.setdefault(place, []).append((float(first), float(row[y])))
@@ -265,6 +266,13 @@ def configuration_correlation(
     lost = len(rows) - sum(map(len, groups.values()))
     shared: dict[str, Any] = {"unit": "configuration", "least": 12, "arms": len(seen), "found": len(rows)}
     shared["note"] = f"{lost} of {len(rows)} runs diverged or have no value, and are left out" if lost else ""
+    for kind in ("censored", "diverged"):
+        shared[kind] = {
+            ", ".join(f"{n} = {v}" for n, v in zip(names, place, strict=True) if v is not None): of.count(kind)
+            / len(of)
+            for place, of in seen.items()
+            if kind in of
+        }
     if len(ids) < 3:
         return Units(ids, np.zeros(len(ids)), **shared)
     kinds = [place[names.index(block)] if block is not None else None for place in ids]
