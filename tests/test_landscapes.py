@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import time
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_a_layer_used_twice_is_one_layer_in_a_chain():
     found = [plane(model, cross_entropy(), points(), points=3, way=way).values for way in ("loop", "chain")]
     assert same(everything(model), before)
     np.testing.assert_allclose(found[0]["train_loss"], found[1]["train_loss"], rtol=1e-5)
+
+
+def test_a_slow_network_is_passed_once_a_point():
+    sizes = []
+
+    class Slow(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            sizes.append(len(input))
+            time.sleep(0.003 * len(input))
+            return super().forward(input)
+
+    plane(nn.Sequential(Slow(FEATURES, CLASSES), nn.Softsign()), cross_entropy(), points(), points=2)
+    assert sizes.count(max(sizes)) == 4
 
 
 def test_single_precision_differs_by_rounding_alone():

@@ -293,8 +293,8 @@ def _found(surface: Surface, samples: Samples, coefficients: Tensor, batch: Any)
 def _is_slow(surface: Surface, samples: Samples, coefficients: Tensor, batch: Any) -> bool:
     """Whether the arithmetic of a batch takes so long that more points at once gain nothing: found out at little cost.
 
-    From an eighth of the batch less a single sample, whose time is what a pass costs besides; twice, for the first time
-    at a size prepares it.
+    From an eighth of the batch less a single sample, whose time is what a pass costs besides; again where it is close,
+    for the first time at a size prepares it.
     """
     n = len(taken_apart(batch)[1])
     rows = surface.rows(coefficients[:1], "loop")
@@ -305,7 +305,12 @@ def _is_slow(surface: Surface, samples: Samples, coefficients: Tensor, batch: An
         scored(surface, samples, coefficients[:1], rows, few, "loop").loss.item()
         return time.perf_counter() - begin
 
-    return all(n / (-(-n // 8)) * (seconds(-(-n // 8)) - seconds(1)) > SLOW for _ in range(2))
+    def arithmetic() -> float:
+        part = -(-n // 8)
+        return n / part * (seconds(part) - seconds(1))
+
+    first = arithmetic()
+    return first > 4 * SLOW or (first > SLOW and arithmetic() > SLOW)
 
 
 def _sizes(surface: Surface, samples: Samples, batch: Any) -> dict[str, int]:
