@@ -29,7 +29,7 @@ check: .venv/.dev
 	$(BIN)/pyright
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes landscope --ignoreexternal
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m docs $$(grep -l 'mark\.docs' tests/*.py)
 	$(BIN)/python docs/check_links.py
 	$(BIN)/python docs/scoreboard.py --check
 	$(BIN)/cffconvert --validate
