@@ -8,7 +8,8 @@ import pytest
 import torch
 from cases import everything, made, same, snapshot_of
 from scipy.integrate import quad
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from landscope.basins import (
     basin_volumes,
@@ -422,3 +423,31 @@ def test_a_full_hessian_of_a_large_network_is_refused():
     model = mlp((5,), 3, widths=(900, 2))
     with pytest.raises(ValueError, match="low_rank"):
         basin_volume(snapshot_of(model, made("mlp", torch.float32)[1]), preconditioner="full", rays=2)
+
+
+def test_a_module_under_two_names_moves_as_one_and_stays_whole():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.a(self.a(x).relu()))
+
+    once, named = Twice(), Twice()
+    named.load_state_dict(once.state_dict())
+    named.b = named.a
+    chain = nn.Sequential(once.a, nn.ReLU(), once.a, once.out)
+    x, y = torch.randn(7, 3), torch.randint(2, (7,))
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(4, sum(p.numel() for p in once.parameters()), generator=generator).double()
+    found = [
+        loss_along(net, functional.cross_entropy, Batches(x, y), [name for name, _ in net.named_parameters()])(
+            directions
+        )(torch.ones(4))
+        for net in (once, named, chain)
+    ]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+    assert isinstance(named.a.weight, nn.Parameter)
+    named(x)

@@ -20,6 +20,7 @@ from landscope.landscapes import (
     Directions,
     axes_between,
     curvature_axes,
+    curve,
     gradient_axis,
     interpolation,
     line,
@@ -473,3 +474,78 @@ def test_between_three_networks_the_second_direction_is_what_is_left():
 def test_a_loss_just_below_zero_by_rounding_may_be_capped():
     model, data = nn.Linear(2, 2).double(), (torch.ones(8, 2, dtype=torch.float64), torch.zeros(8, dtype=torch.int64))
     line(model, lambda o, t: 0 * functional.cross_entropy(o, t) - 1e-13, data, cap=1.0, points=3)
+
+
+def test_chunks_of_another_loss_or_of_other_code_are_not_taken(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = torch.tensor(scale)
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return self.scale * functional.cross_entropy(outputs, targets)
+
+    def scaled(by: Any) -> Any:
+        return lambda outputs, targets: by * functional.cross_entropy(outputs, targets)
+
+    def preset(by: float) -> Any:
+        return lambda outputs, targets, by=by: by * functional.cross_entropy(outputs, targets)
+
+    model = mlp((FEATURES,), CLASSES)
+    for make in (Scaled, lambda by: scaled(torch.tensor(by)), preset):
+        first, other = (line(model, make(by), points(), points=3, folder=tmp_path) for by in (1.0, 5.0))
+        np.testing.assert_allclose(other.values["train_loss"], 5 * first.values["train_loss"], rtol=1e-5)
+    data = points()[0], torch.randn(len(points()[0]), CLASSES)
+    mean = line(model, lambda o, t: functional.mse_loss(o, t), data, points=3, folder=tmp_path)
+    absolute = line(model, lambda o, t: functional.l1_loss(o, t), data, points=3, folder=tmp_path)
+    assert not np.allclose(mean.values["train_loss"], absolute.values["train_loss"])
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(FEATURES, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    net = Net()
+    before = line(net, cross_entropy(), points(), points=3, folder=tmp_path)
+    Net.forward = lambda self, x: 9 * self.layer(x)  # type: ignore[method-assign]
+    after = line(net, cross_entropy(), points(), points=3, folder=tmp_path)
+    assert not np.allclose(before.values["train_loss"], after.values["train_loss"])
+
+
+def test_sets_that_begin_in_the_same_memory_are_told_apart():
+    model, (x, y) = mlp((FEATURES,), CLASSES), points()
+    chain, loop = (
+        plane(model, cross_entropy(), (x, y), (x[:5], y[:5]), points=3, way=way).values for way in ("chain", "loop")
+    )
+    for name, values in loop.items():
+        np.testing.assert_allclose(chain[name], values, rtol=1e-5)
+
+
+def test_recomputed_statistics_count_all_samples_alike_and_take_a_last_one(tmp_path):
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(FEATURES, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, CLASSES))
+
+    model, other = network(), network()
+    x, y = (torch.cat([part] * 3)[:41] for part in points())
+
+    def centre(batch_size: int, **more: Any) -> float:
+        settings: Any = {"points": 2, "span": (0.0, 1.0), "batch_size": batch_size} | more
+        states = model.state_dict(), other.state_dict()
+        return interpolation(model, *states, cross_entropy(), (x, y), **settings).values["train_loss"][0]
+
+    first = model[0](x).detach()
+    whole = (first - first.mean(0)) / (first.var(0) + 1e-5).sqrt()
+    expected = functional.cross_entropy(model[3](whole.relu()), y).item()
+    for size in (41, 40):  # with 40 a single one is left
+        assert centre(size) == pytest.approx(expected, rel=1e-5)
+    for size in (13, 41):
+        assert centre(size, folder=tmp_path) == pytest.approx(centre(size), rel=1e-6)
+
+
+def test_a_curve_can_be_trained_on_single_samples():
+    model, other = mlp((FEATURES,), CLASSES), mlp((FEATURES,), CLASSES)
+    found = curve(model, model.state_dict(), other.state_dict(), cross_entropy(), points(), points=3, steps=2, batch=1)
+    assert np.isfinite(found.values["train_loss"]).all()

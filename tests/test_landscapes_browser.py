@@ -44,7 +44,9 @@ def slider_file(tmp_path_factory) -> Path:
     classes = np.stack([np.broadcast_to(AXIS > offset, (5, 5)) for offset in (-0.5, 0.0, 0.5)]).astype(np.uint8)
     inputs, targets = np.array([[0.0, -0.7], [0.0, 0.7]]), np.array([0, 1])
     three = np.array([0.2, 0.1, 0.3])
-    found = Boundaries(AXIS, AXIS, classes, three - 0.2, three, 1 - three, inputs, targets, "made up")
+    found = Boundaries(
+        AXIS, AXIS, classes, three - 0.2, three, 1 - three, inputs, targets, np.ones((3, 2), bool), "made up"
+    )
     return write_boundaries(found, tmp_path_factory.mktemp("slider") / "slider.html", width=2.5)
 
 

@@ -156,6 +156,8 @@ def test_a_linear_boundary_lies_where_its_equation_says(tmp_path, monkeypatch):
         assert found.accuracy[frame] == pytest.approx(
             np.mean(((1 + offset) * inputs[:, 0].numpy() - 2 * inputs[:, 1].numpy() + 0.5 > 0) == targets[:, 0].numpy())
         )
+        sides = (1 + offset) * inputs[:, 0] - 2 * inputs[:, 1] + 0.5 > 0
+        assert np.array_equal(found.right[frame], (sides == targets[:, 0].bool()).numpy())  # whatever the grid
     for ending in ("gif", "html"):
         write_boundaries(found, tmp_path / f"b.{ending}")
     with Image.open(tmp_path / "b.gif") as moving:

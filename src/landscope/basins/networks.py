@@ -73,7 +73,7 @@ def _chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return False
         if type(module) is nn.Sequential:
-            return all(walk(f"{prefix}{name}.", child) for name, child in module.named_children())
+            return all(walk(f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None)
         if type(module) is nn.Flatten and not found and (module.start_dim, module.end_dim) == (1, -1):
             return True
         found.append((prefix, module))
@@ -186,6 +186,14 @@ class _Any:
         known = dict(model.named_parameters())
         self.shapes = [(name, known[name].shape) for name in names]
         self.held = {name: _exact(t) for name, t in (*known.items(), *model.named_buffers())}
+        # Every module once and tied tensors by hand: where a module is used twice, functional_call's own tying leaves
+        # the replaced tensor in the place of the parameter.
+        first = {id(t): name for name, t in (*known.items(), *model.named_buffers())}
+        self.places = {
+            f"{place}.{name}" if place else name: first[id(t)]
+            for place, module in model.named_modules()
+            for name, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        }
         self.samples = sum(len(x) for x, _ in parts)
         numbers = max(math.prod(x.shape) for x, _ in parts)
         self.rays = max(1, BYTES // (8 * 64 * numbers))
@@ -219,7 +227,9 @@ class _Any:
         return bool(torch.allclose(found, self._one_by_one(one), rtol=1e-9, atol=1e-12, equal_nan=True))
 
     def _value(self, moved: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return self.loss(functional_call(self.model, self.held | moved, (x,)), y)
+        weights = self.held | moved
+        state = {place: weights[name] for place, name in self.places.items()}
+        return self.loss(functional_call(self.model, state, (x,), tie_weights=False), y)
 
     def _together(self, moved: dict[str, Tensor]) -> Tensor:
         each = vmap(self._value, in_dims=(0, None, None), randomness="error")

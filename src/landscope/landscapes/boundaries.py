@@ -31,6 +31,7 @@ class Boundaries:
         accuracy: The accuracy on the samples, ``[frames]``.
         inputs: The samples, ``[n, 2]``.
         targets: Their classes, ``[n]``.
+        right: Whether the network gets them right at each frame, ``[frames, n]``.
         statement: How the direction was made.
     """
 
@@ -42,6 +43,7 @@ class Boundaries:
     accuracy: np.ndarray
     inputs: np.ndarray
     targets: np.ndarray
+    right: np.ndarray
     statement: str
 
     def __len__(self) -> int:
@@ -116,8 +118,9 @@ def decision_boundaries(
             rights.append(found[1])
     statement = "the network alone" if direction is None else direction.statement
     shown = targets.reshape(len(targets), -1)[:, 0].long().cpu().numpy()
+    right = np.stack(rights)
     return Boundaries(
-        x, y, np.stack(classes), steps, np.array(losses), np.array(rights), inputs.cpu().numpy(), shown, statement
+        x, y, np.stack(classes), steps, np.array(losses), right.mean(1), inputs.cpu().numpy(), shown, right, statement
     )
 
 
@@ -136,16 +139,17 @@ def _classes(problem: Problem, weights: tuple[Tensor, ...], grid: Tensor) -> np.
     return found.to(torch.uint8).cpu().numpy()
 
 
-def _scores(problem: Problem, weights: tuple[Tensor, ...], data: Any, loss: Loss | None) -> tuple[float, float]:
+def _scores(problem: Problem, weights: tuple[Tensor, ...], data: Any, loss: Loss | None) -> tuple[float, np.ndarray]:
+    """The mean loss, and which samples are right."""
     outputs, targets = problem.outputs(weights, data)
     flat = outputs.reshape(len(targets), -1)
     named = targets.reshape(len(targets), -1)[:, 0]
     found = (flat[:, 0] > 0).long() if flat.shape[1] == 1 else flat.argmax(1)
-    accuracy = float((found == named).double().mean())
+    right = (found == named).cpu().numpy()
     if loss is None:
-        return float("nan"), accuracy
+        return float("nan"), right
     wanted = has_accuracy(loss, outputs, targets)
-    return float(score(loss, outputs[None], targets, each=False, accuracy=wanted).loss) / len(targets), accuracy
+    return float(score(loss, outputs[None], targets, each=False, accuracy=wanted).loss) / len(targets), right
 
 
 def weights_of(models: Sequence[nn.Module], /, *, kernels: bool = True) -> np.ndarray:

@@ -39,7 +39,7 @@ class Chain:
     layers: tuple[nn.Module, ...]
     places: Mapping[int, slice]
     skip: int = 0
-    images: dict[int, Tensor] = field(default_factory=dict)
+    images: dict[Any, Tensor] = field(default_factory=dict)
     scratch: dict[bool, Tensor] = field(default_factory=dict)
 
     @property
@@ -70,7 +70,7 @@ class Chain:
 
     def first(self, origin: Tensor, columns: Tensor, inputs: Tensor, keep: bool) -> Tensor:
         """A(θ) and the A(d_j), ``[1 + k, outputs, n]``."""
-        key = inputs.data_ptr()
+        key = inputs.data_ptr(), inputs.shape, inputs.stride()
         if key in self.images:
             return self.images[key]
         flat = inputs.flatten(1).T

@@ -133,5 +133,5 @@ def _batches(surface: Surface, size: int, generator: torch.Generator) -> Iterato
     while True:
         order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
         for part in order.split(size):
-            if len(part) > 1 or len(order) == 1:  # BatchNorm needs two
+            if len(part) > 1 or size == 1 or len(order) == 1:  # BatchNorm needs two
                 yield inputs[part], targets[part]

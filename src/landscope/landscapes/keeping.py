@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
+from landscope.curvature.batches import taken_apart
 from landscope.files import Damaged, dump, folder, publish, read_tensors, sha256, tensor_bytes
 from landscope.landscapes.result import COMPUTED, MISSING, STOPPED
 from landscope.landscapes.ways import POINTS, Surface, evaluate, quiet
 
 Report = Callable[[int, int], None]
+DEEP = 8  # how far what a loss refers to is followed
 
 
 @final
@@ -49,31 +52,59 @@ def keeper_of(surface: Surface, where: Path | str | None, shard: tuple[int, int]
 def surface_key(surface: Surface) -> str:
     """16 hexadecimal digits that stand for weights, buffers, directions, samples, loss and what is done with them.
 
-    Of the network's code they know its layers alone: a folder of chunks is for one version of a network's code.
+    Of the network's code they know its layers and their ``forward``, not what that calls.
     """
     digest = hashlib.sha256()
     buffers = (b for b in surface.problem.space.model.buffers() if not surface.renewed)
     for tensor in (surface.origin, surface.columns, *buffers):
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    named = [*_said(surface.problem.batch_loss or surface.problem.loss), repr(surface.problem.space.model)]
+        digest.update(_bytes(tensor))
+    model = surface.problem.space.model
+    kinds = {type(module): _said(getattr(type(module), "forward", None)) for module in model.modules()}
+    named = [_said(surface.problem.batch_loss or surface.problem.loss), repr(model), list(kinds.values())]
     parts = [s.content for s in surface.sets.values()] + [f"{s.n}/{s.of}" for s in surface.sets.values()]
-    settings = [named, surface.renewed, surface.cap, surface.accuracy, str(surface.columns.dtype), *parts]
+    held = surface.sets["train"].held if surface.renewed else None
+    cuts = [len(taken_apart(batch)[1]) for batch in held or () if surface.problem.batch_loss is None]
+    settings = [named, surface.renewed, cuts, surface.cap, surface.accuracy, str(surface.columns.dtype), *parts]
     digest.update(dump(settings))
     return digest.hexdigest()[:16]
 
 
-def _said(loss: Any) -> list[str]:
-    """What tells losses apart: a module's settings, a function's code and the plain values that it has closed over."""
-    if isinstance(loss, functools.partial):
-        return [*_said(loss.func), repr(loss.args), repr(sorted(loss.keywords.items()))]
-    if isinstance(loss, nn.Module):
-        return [type(loss).__qualname__, repr(sorted((k, v) for k, v in vars(loss).items() if not k.startswith("_")))]
-    code = getattr(loss, "__code__", None)
-    if code is None:
-        return [getattr(loss, "name", ""), type(loss).__qualname__]
-    cells = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
-    plain = [repr(v) for v in (*code.co_consts, *cells) if isinstance(v, (bool, int, float, str))]
-    return [loss.__qualname__, code.co_code.hex(), *plain]
+def _said(thing: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
+    """What tells losses and networks apart: settings, tensors, and the code of functions with what it refers to."""
+    if thing is None or isinstance(thing, (bool, int, float, str, bytes)):
+        return [repr(thing)]
+    if isinstance(thing, Tensor):
+        return [str(thing.dtype), list(thing.shape), sha256(_bytes(thing))]
+    if id(thing) in seen or len(seen) > DEEP:
+        return [type(thing).__qualname__]
+    seen |= {id(thing)}
+    if isinstance(thing, (tuple, list, set, frozenset)):
+        return [_said(part, seen) for part in (thing if isinstance(thing, (tuple, list)) else sorted(thing, key=repr))]
+    if isinstance(thing, dict):
+        return [[str(name), _said(part, seen)] for name, part in thing.items()]
+    if isinstance(thing, functools.partial):
+        return ["partial", *(_said(part, seen) for part in (thing.func, thing.args, thing.keywords))]
+    if isinstance(thing, types.CodeType):
+        return [thing.co_code.hex(), list(thing.co_names), _said(thing.co_consts, seen)]
+    if isinstance(thing, types.MethodType):
+        return [_said(thing.__func__, seen), _said(thing.__self__, seen)]
+    if isinstance(thing, types.FunctionType):
+        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        given = (thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells)
+        return [thing.__qualname__, *(_said(part, seen) for part in given)]
+    kind = type(thing)
+    code = [getattr(kind, name, None) for name in ("forward", "__call__")]
+    own = {} if isinstance(thing, (type, types.ModuleType)) else getattr(thing, "__dict__", {})
+    kept = {
+        name: part
+        for name, part in own.items()
+        if not name.startswith("_") or name in ("_parameters", "_buffers", "_modules")
+    }
+    return [getattr(thing, "__qualname__", kind.__qualname__), *(_said(x, seen) for x in (*code, kept))]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def computed(

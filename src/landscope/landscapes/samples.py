@@ -111,7 +111,10 @@ def _cut(problem: Problem, batches: list[Any], size: int) -> list[Any]:
     if len({inputs.shape[1:] for inputs, _ in pairs}) > 1:
         return batches
     inputs, targets = (torch.cat([pair[i] for pair in pairs]) if len(pairs) > 1 else pairs[0][i] for i in (0, 1))
-    return list(zip(inputs.split(size), targets.split(size), strict=True))
+    sizes = [len(part) for part in inputs.split(size)]
+    if len(sizes) > 1 and sizes[-1] == 1:  # of which BatchNorm could take no statistics
+        sizes[-2:] = [sizes[-2] + 1]
+    return list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
 
 
 def _part(problem: Problem, samples: int, seed: int, batch_size: int) -> Samples:

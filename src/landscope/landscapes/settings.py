@@ -30,8 +30,8 @@ class Settings(TypedDict, total=False):
             losses get standard errors. None (the default): on all.
         seed: Draws these samples.
         batchnorm: ``"frozen"``: BatchNorm's running statistics are those of the network at the origin, everywhere.
-            ``"recomputed"``: at each point they are computed anew, as plain averages over the training samples. Left
-            out: recomputed between checkpoints, frozen around one.
+            ``"recomputed"``: at each point they are computed anew, as averages over the batches of training samples.
+            Left out: recomputed between checkpoints, frozen around one.
         cap: Leave a point once its loss is known to lie beyond this; for losses that are never negative.
         refine: Begin with every fourth point and compute those between only where interpolating the loss would be off
             by more than this, relative; the others are interpolated (and marked). None (the default): compute all.

@@ -394,7 +394,7 @@ def renewable(problem: Problem) -> Problem:
     model = copy.deepcopy(problem.space.model).to(problem.space.dtype)
     for layer in model.modules():
         if isinstance(layer, _BatchNorm):
-            layer.momentum = None  # the plain average
+            layer.momentum = None  # the plain average, where batches do not say how much they count
     return replace(problem, space=replace(problem.space, model=model), found={})
 
 
@@ -412,11 +412,16 @@ def _renewed(surface: Surface, coefficients: Tensor) -> dict[str, Tensor]:
     for layer in norms:
         layer.reset_running_stats()
         layer.training = True
+    seen = 0
     for batch in samples:
         if samples.problem.batch_loss is not None:
             samples.problem.total(space.split(row), batch)
-        else:
-            samples.problem.outputs(space.split(row), batch)
+            continue
+        count = len(taken_apart(batch)[1])
+        seen += count
+        for layer in norms:
+            layer.momentum = count / seen  # all samples count alike, however they are cut
+        samples.problem.outputs(space.split(row), batch)
     for layer in norms:
         layer.training = False
     return _pass(surface, coefficients, "loop")

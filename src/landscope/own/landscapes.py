@@ -100,9 +100,10 @@ def _landscape(
         )
     directions = _directions(asked, model, states, loss, train)
     ranges: Any = span or (-1.0, 1.0)
-    if span is None and asked.plane in ("pca", "between"):
-        places = landscapes.coordinates(model, directions, states)[0]
-        ranges = tuple(_around(places[:, j]) for j in range(2))
+    if asked.plane in ("pca", "between"):
+        if span is None:
+            places = landscapes.coordinates(model, directions, states)[0]
+            ranges = tuple(_around(places[:, j]) for j in range(2))
         settings = Settings(**{"batchnorm": "recomputed", **settings})  # type: ignore[typeddict-item]
     made = landscapes.plane(model, loss, train, test, directions=directions, span=ranges, points=points, **settings)
     if len(states) == 1:

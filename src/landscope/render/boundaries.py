@@ -70,26 +70,21 @@ def _frame(found: Boundaries, number: int, theme: str, width: float | int, dpi: 
         shading="nearest",
         rasterized=True,
     )
-    place = tuple(_nearest(axis, found.inputs[:, i]) for i, axis in enumerate((found.x, found.y)))
-    wrong = classes[place] != found.targets
+    wrong = ~found.right[number]
     dots = [paints[int(t) % len(paints)] for t in found.targets]
     axes.scatter(*found.inputs[~wrong].T, c=[d for d, w in zip(dots, wrong, strict=True) if not w], s=9, linewidths=0)
     axes.scatter(*found.inputs[wrong].T, c=[d for d, w in zip(dots, wrong, strict=True) if w], s=22, marker="x")
     loss = "" if np.isnan(found.loss[number]) else f", loss {found.loss[number]:.3g}"
     title = f"offset {found.offsets[number]:+.4f}{loss}, accuracy {found.accuracy[number]:.1%}"
     axes.set_title(title, color=colours.ink)
+    axes.set_xlim(found.x[0], found.x[-1])
+    axes.set_ylim(found.y[0], found.y[-1])
     axes.set_xlabel("input 1", color=colours.ink)
     axes.set_ylabel("input 2", color=colours.ink)
     axes.tick_params(colors=colours.muted, labelcolor=colours.ink)
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _nearest(axis: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The place of the grid's point nearest to each value."""
-    step = (axis[-1] - axis[0]) / (len(axis) - 1)
-    return np.clip(np.round((values - axis[0]) / step).astype(int), 0, len(axis) - 1)
 
 
 def write_boundaries(found: Boundaries, path: Path | str, *, theme: str = "light", width: float | int = 4.5) -> Path:
