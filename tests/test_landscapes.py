@@ -28,6 +28,7 @@ from landscope.landscapes import (
     plane,
     random_axes,
     ray,
+    trajectory,
     trajectory_axes,
 )
 from landscope.losses import cross_entropy, squared_error
@@ -543,6 +544,10 @@ def test_recomputed_statistics_count_all_samples_alike_and_take_a_last_one(tmp_p
         assert centre(size) == pytest.approx(expected, rel=1e-5)
     for size in (13, 41):
         assert centre(size, folder=tmp_path) == pytest.approx(centre(size), rel=1e-6)
+    ends = [net.state_dict() for net in (model, other)]
+    bridge = interpolation(model, ends[0], ends[1], cross_entropy(), (x, y), points=2, span=(0.0, 1.0))
+    (path,) = trajectory(bridge, model, ends, cross_entropy(), (x, y)).trajectories
+    np.testing.assert_allclose(path.on_plane["train_loss"], bridge.values["train_loss"], rtol=1e-6)
 
 
 def test_a_curve_can_be_trained_on_single_samples():

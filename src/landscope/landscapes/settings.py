@@ -20,6 +20,7 @@ from landscope.landscapes.ways import WAYS, Surface, has_statistics, renewable
 from landscope.losses import check_mean
 
 STATISTICS = ("frozen", "recomputed")
+RENEWED = "computed anew at every point, averages over the training samples"
 
 
 class Settings(TypedDict, total=False):
@@ -189,5 +190,5 @@ def _statistics(surface: Surface) -> str:
     if not has_statistics(surface.problem.space.model):
         return "the network has none"
     if surface.renewed:
-        return "computed anew at every point, averages over the training samples"
+        return RENEWED
     return "frozen: those of the network at the origin"

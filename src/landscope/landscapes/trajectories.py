@@ -12,7 +12,7 @@ from landscope.landscapes.axes import Directions, State, point_of, space
 from landscope.landscapes.grids import at_state
 from landscope.landscapes.keeping import Keeper, computed
 from landscope.landscapes.result import Landscape, Trajectory
-from landscope.landscapes.settings import Settings, surface_of
+from landscope.landscapes.settings import RENEWED, Settings, surface_of
 
 
 def coordinates(model: nn.Module, directions: Directions, states: Sequence[State], /) -> tuple[np.ndarray, ...]:
@@ -69,7 +69,7 @@ def trajectory(
         test: Test data, or None.
         name: What the trajectory is.
         names: Of the checkpoints; else their numbers.
-        settings: Those of the landscape.
+        settings: Those of the landscape; its BatchNorm statistics unless they say.
 
     Returns:
         The landscape, with a `Trajectory` more.
@@ -85,6 +85,8 @@ def trajectory(
     if len(called) != len(states):
         raise ValueError(f"{len(states)} checkpoints but {len(called)} names")
     places, off, far = coordinates(model, landscape.directions, states)
+    if landscape.facts.get("BatchNorm statistics") == RENEWED:
+        settings = Settings(**{"batchnorm": "recomputed", **settings})  # type: ignore[typeddict-item]
     alone = Settings(**{**settings, "folder": None, "shard": None, "refine": None, "cap": None})  # type: ignore[typeddict-item]
     on_plane = _values(model, loss, train, test, landscape.directions, places, alone)
     still = np.zeros((1, len(landscape.directions)))
