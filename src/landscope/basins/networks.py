@@ -185,10 +185,11 @@ class _Any:
         self.model, self.loss, self.parts = model, loss, parts
         known = dict(model.named_parameters())
         self.shapes = [(name, known[name].shape) for name in names]
-        self.held = {name: _exact(t) for name, t in (*known.items(), *model.named_buffers())}
+        tensors = known | dict(model.named_buffers())
+        self.held = {name: _exact(t) for name, t in tensors.items()}
         # Every module once and tied tensors by hand: where a module is used twice, functional_call's own tying leaves
         # the replaced tensor in the place of the parameter.
-        first = {id(t): name for name, t in (*known.items(), *model.named_buffers())}
+        first = {id(t): name for name, t in tensors.items()}
         self.places = {
             f"{place}.{name}" if place else name: first[id(t)]
             for place, module in model.named_modules()

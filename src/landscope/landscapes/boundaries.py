@@ -134,18 +134,19 @@ def _range(values: Tensor, given: tuple[float, float] | None) -> tuple[float, fl
 
 def _classes(problem: Problem, weights: tuple[Tensor, ...], grid: Tensor) -> np.ndarray:
     outputs = torch.cat([problem.outputs(weights, (part, part))[0] for part in grid.split(BLOCK)])
-    flat = outputs.reshape(len(grid), -1)
-    found = (flat[:, 0] > 0).long() if flat.shape[1] == 1 else flat.argmax(1)
-    return found.to(torch.uint8).cpu().numpy()
+    return _predicted(outputs).to(torch.uint8).cpu().numpy()
+
+
+def _predicted(outputs: Tensor) -> Tensor:
+    """The classes of outputs: the sign of one logit, or the largest of several."""
+    flat = outputs.reshape(len(outputs), -1)
+    return (flat[:, 0] > 0).long() if flat.shape[1] == 1 else flat.argmax(1)
 
 
 def _scores(problem: Problem, weights: tuple[Tensor, ...], data: Any, loss: Loss | None) -> tuple[float, np.ndarray]:
     """The mean loss, and which samples are right."""
     outputs, targets = problem.outputs(weights, data)
-    flat = outputs.reshape(len(targets), -1)
-    named = targets.reshape(len(targets), -1)[:, 0]
-    found = (flat[:, 0] > 0).long() if flat.shape[1] == 1 else flat.argmax(1)
-    right = (found == named).cpu().numpy()
+    right = (_predicted(outputs) == targets.reshape(len(targets), -1)[:, 0]).cpu().numpy()
     if loss is None:
         return float("nan"), right
     wanted = has_accuracy(loss, outputs, targets)

@@ -15,6 +15,7 @@ from torch import Tensor
 from landscope.curvature.batches import taken_apart
 from landscope.files import Damaged, dump, folder, publish, read_tensors, sha256, tensor_bytes
 from landscope.landscapes.result import COMPUTED, MISSING, STOPPED
+from landscope.landscapes.samples import bytes_of
 from landscope.landscapes.ways import POINTS, Surface, evaluate, quiet
 
 Report = Callable[[int, int], None]
@@ -57,7 +58,7 @@ def surface_key(surface: Surface) -> str:
     digest = hashlib.sha256()
     buffers = (b for b in surface.problem.space.model.buffers() if not surface.renewed)
     for tensor in (surface.origin, surface.columns, *buffers):
-        digest.update(_bytes(tensor))
+        digest.update(bytes_of(tensor))
     model = surface.problem.space.model
     kinds = {type(module): _said(getattr(type(module), "forward", None)) for module in model.modules()}
     named = [_said(surface.problem.batch_loss or surface.problem.loss), repr(model), list(kinds.values())]
@@ -74,12 +75,14 @@ def _said(thing: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
     if thing is None or isinstance(thing, (bool, int, float, str, bytes)):
         return [repr(thing)]
     if isinstance(thing, Tensor):
-        return [str(thing.dtype), list(thing.shape), sha256(_bytes(thing))]
+        return [str(thing.dtype), list(thing.shape), sha256(bytes_of(thing))]
     if id(thing) in seen or len(seen) > DEEP:
         return [type(thing).__qualname__]
     seen |= {id(thing)}
-    if isinstance(thing, (tuple, list, set, frozenset)):
-        return [_said(part, seen) for part in (thing if isinstance(thing, (tuple, list)) else sorted(thing, key=repr))]
+    if isinstance(thing, (set, frozenset)):
+        thing = sorted(thing, key=repr)
+    if isinstance(thing, (tuple, list)):
+        return [_said(part, seen) for part in thing]
     if isinstance(thing, dict):
         return [[str(name), _said(part, seen)] for name, part in thing.items()]
     if isinstance(thing, functools.partial):
@@ -101,10 +104,6 @@ def _said(thing: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
         if not name.startswith("_") or name in ("_parameters", "_buffers", "_modules")
     }
     return [getattr(thing, "__qualname__", kind.__qualname__), *(_said(x, seen) for x in (*code, kept))]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def computed(

@@ -98,7 +98,12 @@ def _checked(problem: Problem, batch: Any, first: bool) -> float:
 def _digest(digest: Any, batch: Any) -> None:
     for tensor in tensors(batch):
         digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(tensor))
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The memory of a tensor's elements, in their order."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _cut(problem: Problem, batches: list[Any], size: int) -> list[Any]:

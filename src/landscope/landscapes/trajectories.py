@@ -86,11 +86,11 @@ def trajectory(
         raise ValueError(f"{len(states)} checkpoints but {len(called)} names")
     places, off, far = coordinates(model, landscape.directions, states)
     if landscape.facts.get("BatchNorm statistics") == RENEWED:
-        settings = Settings(**{"batchnorm": "recomputed", **settings})  # type: ignore[typeddict-item]
-    alone = Settings(**{**settings, "folder": None, "shard": None, "refine": None, "cap": None})  # type: ignore[typeddict-item]
+        settings = Settings(batchnorm="recomputed") | settings
+    alone = settings | Settings(folder=None, shard=None, refine=None, cap=None)
     on_plane = _values(model, loss, train, test, landscape.directions, places, alone)
     still = np.zeros((1, len(landscape.directions)))
-    own = Settings(**{**alone, "batchnorm": "frozen"})  # type: ignore[typeddict-item]
+    own = alone | Settings(batchnorm="frozen")
     true = [_values(at_state(model, s), loss, train, test, landscape.directions, still, own) for s in states]
     whole = {key: np.concatenate([values[key] for values in true]) for key in true[0]}
     return landscape.with_trajectory(Trajectory(name, called, places, off, far, whole, on_plane))

@@ -104,7 +104,7 @@ def _landscape(
         if span is None:
             places = landscapes.coordinates(model, directions, states)[0]
             ranges = tuple(_around(places[:, j]) for j in range(2))
-        settings = Settings(**{"batchnorm": "recomputed", **settings})  # type: ignore[typeddict-item]
+        settings = Settings(batchnorm="recomputed") | settings
     made = landscapes.plane(model, loss, train, test, directions=directions, span=ranges, points=points, **settings)
     if len(states) == 1:
         return made
