@@ -360,6 +360,37 @@ def test_networks_that_cannot_be_batched_go_point_by_point_and_agree():
         loss_along(plain, squared_error(), Batches(x, y), ["elsewhere"])
 
 
+def looking(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that `torch.func.vmap` does not take."""
+    return functional.cross_entropy(outputs, targets) * (2.0 if outputs.sum().item() > 1e9 else 1.0)
+
+
+def everywhere(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(outputs.flatten(0, 1), targets.repeat_interleave(outputs.shape[1]))
+
+
+@pytest.mark.parametrize(("loss", "shape"), [(looking, (5,)), (everywhere, (2, 5))])
+def test_a_chain_with_a_loss_or_inputs_of_another_kind_goes_the_plain_way(loss: Any, shape: tuple[int, ...]):
+    x, y = torch.randn(9, *shape, dtype=torch.float64), torch.arange(9) % 3
+    last = nn.Linear(4, 3)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), last).double()
+    along = loss_along(model, loss, Batches(x, y), ["2.weight"])
+    assert isinstance(evaluator(along), _Any)
+    direction, before = torch.randn(1, 12, dtype=torch.float64), last.weight.detach().clone()
+    found = along(direction)(torch.ones(1))
+    with torch.no_grad():
+        last.weight.copy_(before + direction.view(3, 4))
+    torch.testing.assert_close(found, loss(model(x), y).detach()[None])
+
+
+def test_data_in_half_precision_have_volumes():
+    with seeded(0):
+        model, (x, y) = made("mlp")
+    snapshot = snapshot_of(model.bfloat16(), (x.bfloat16(), y))
+    found = basin_volume(snapshot, cutoffs=(5.0,), absolute=True, rays=8)
+    assert torch.isfinite(torch.as_tensor(found["identity_log_volume"])).all()
+
+
 @pytest.fixture(scope="module")
 def low() -> Snapshot:
     """A small network at a low loss."""

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from landscope.basins import loss_along
+from landscope.kernels import ntk
+from landscope.landscapes import plane
 from landscope.models import cnn, device_of, evaluating, mlp, seeded
+from landscope.types import Batches
 
 
 def count(model: nn.Module) -> int:
@@ -71,6 +75,39 @@ def test_evaluating_restores_every_submodules_own_mode_after_an_exception():
     assert seen
     assert not any(seen)
     assert [m.training for m in model.modules()] == before
+
+
+class Keeping(nn.Module):
+    """A network that keeps its hidden layer for a later look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.hidden: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.hidden = torch.tanh(self.inner(x))
+        self.inner.last = x
+        return self.outer(self.hidden)
+
+
+@pytest.mark.parametrize("measured", ["plane", "volume", "kernel"])
+def test_what_a_forward_pass_leaves_on_modules_does_not_outlive_a_measurement(measured: str):
+    model, data = Keeping(), (torch.randn(6, 3), torch.tensor([0, 1] * 3))
+    model(data[0])
+    model.hidden = kept = torch.ones(1)
+    del model.inner.last
+
+    if measured == "plane":
+        plane(model, nn.CrossEntropyLoss(), data, points=3, way="vmap")
+    elif measured == "volume":
+        along = loss_along(model, nn.CrossEntropyLoss(), Batches(*data), ["inner.weight"])
+        along(torch.randn(4, 12).double())(torch.ones(4).double())
+    else:
+        ntk(model, data[0])
+
+    assert model.hidden is kept
+    assert not hasattr(model.inner, "last")
 
 
 def test_seeded_draws_what_manual_seed_draws_and_restores_the_generator_after_an_exception():

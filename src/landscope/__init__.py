@@ -5,7 +5,13 @@ Measure trained networks, change how they train, test papers' claims. Names are 
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Intel's MKL, PyTorch's matrix products on x86, otherwise rounds by where in memory operands lie, on some processors:
+# a member of a population would not come out the same to the bit in every company. Read at the process's first product;
+# no cost that could be measured.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 if TYPE_CHECKING:
     from landscope.curvature import fisher as fisher

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn import functional
 
 from landscope.basins.crossings import Along
 from landscope.losses import Loss
-from landscope.models import device_of, evaluating
+from landscope.models import called, device_of, evaluating
 from landscope.types import Batches
 
 CACHED = 2**21  # bytes of activations that are worked on at once: more fall out of a core's cache
@@ -55,10 +55,13 @@ def loss_along(model: nn.Module, loss: Loss, data: Batches, names: Sequence[str]
         raise LookupError(f"the network has no parameters {', '.join(unknown)}; it has {', '.join(known)}")
     device = device_of(model)
     parts = [(_exact(x.to(device)), _exact(y.to(device))) for x, y in data]
-    layers = _chain(model)
-    if layers is None or any(not x.is_floating_point() for x, _ in parts):
-        return _Any(model, loss, parts, names).along
-    return _Chain(layers, loss, parts, names).along
+    network, layers = _Any(model, loss, parts, names), _chain(model)
+    if layers is not None and all(x.is_floating_point() for x, _ in parts):
+        chain = _Chain(layers, loss, parts, names)
+        still = torch.zeros(1, sum(known[name].numel() for name in names), dtype=torch.float64, device=device)
+        if network.agrees(lambda: chain.along(still)(still.new_zeros(1)), {name: known[name][None] for name in names}):
+            return chain.along
+    return network.along
 
 
 def _exact(t: Tensor) -> Tensor:
@@ -185,16 +188,7 @@ class _Any:
         self.model, self.loss, self.parts = model, loss, parts
         known = dict(model.named_parameters())
         self.shapes = [(name, known[name].shape) for name in names]
-        tensors = known | dict(model.named_buffers())
-        self.held = {name: _exact(t) for name, t in tensors.items()}
-        # Every module once and tied tensors by hand: where a module is used twice, functional_call's own tying leaves
-        # the replaced tensor in the place of the parameter.
-        first = {id(t): name for name, t in tensors.items()}
-        self.places = {
-            f"{place}.{name}" if place else name: first[id(t)]
-            for place, module in model.named_modules()
-            for name, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        }
+        self.held = {name: _exact(t) for name, t in (known | dict(model.named_buffers())).items()}
         self.samples = sum(len(x) for x, _ in parts)
         numbers = max(math.prod(x.shape) for x, _ in parts)
         self.rays = max(1, BYTES // (8 * 64 * numbers))
@@ -213,24 +207,24 @@ class _Any:
             }
             with evaluating(self.model), torch.no_grad():
                 if self.batched is None:
-                    self.batched = self._can_be_batched(moved)
+                    one = {name: part[:1] for name, part in moved.items()}
+                    self.batched = self.agrees(lambda: self._together(one), one)
                 return self._together(moved) if self.batched else self._one_by_one(moved)
 
         return losses
 
-    def _can_be_batched(self, moved: dict[str, Tensor]) -> bool:
-        """Whether torch.func takes this network and gives the same."""
-        one = {name: part[:1] for name, part in moved.items()}
+    def agrees(self, way: Callable[[], Tensor], moved: dict[str, Tensor]) -> bool:
+        """Whether a way takes this network and loss, and gives what a plain pass gives."""
         try:
-            found = self._together(one)
+            found = way()
         except Exception:  # whatever it is: point by point it comes again, if it is the network's or the loss's own
             return False
-        return bool(torch.allclose(found, self._one_by_one(one), rtol=1e-9, atol=1e-12, equal_nan=True))
+        with evaluating(self.model), torch.no_grad():
+            plain = self._one_by_one({name: _exact(part) for name, part in moved.items()})
+        return bool(torch.allclose(found, plain, rtol=1e-9, atol=1e-12, equal_nan=True))
 
     def _value(self, moved: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        weights = self.held | moved
-        state = {place: weights[name] for place, name in self.places.items()}
-        return self.loss(functional_call(self.model, state, (x,), tie_weights=False), y)
+        return self.loss(called(self.model, self.held | moved, x), y)
 
     def _together(self, moved: dict[str, Tensor]) -> Tensor:
         each = vmap(self._value, in_dims=(0, None, None), randomness="error")

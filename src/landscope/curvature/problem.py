@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscope.curvature.batches import in_memory, logits, moved, owned, taken_apart
@@ -15,7 +14,7 @@ from landscope.curvature.restoring import is_compiled, loader_kept, random_state
 from landscope.curvature.space import Space
 from landscope.losses import check_additive, check_targets
 from landscope.losses.trying import tried_loss
-from landscope.models import evaluating
+from landscope.models import called, evaluating
 from landscope.models.contexts import differentiable_attention
 
 BatchLoss = Callable[[nn.Module, Any], tuple[Tensor, Any]]
@@ -114,19 +113,12 @@ class Problem:
     def _called(self, wrapped: nn.Module, weights: tuple[Tensor, ...], batch: Any) -> Any:
         given = {id(p): w for p, w in zip(self.space.parameters(), weights, strict=True)}
         state = {}
-        # Every module once and tied tensors by hand: where a module is used twice, functional_call's own tying puts the
-        # replaced tensor back in the place of the parameter.
-        for place, module in self.space.model.named_modules(prefix="model"):
-            for name, p in module.named_parameters(recurse=False):
-                if id(p) not in given:
-                    given[id(p)] = _cast(p.detach(), self.space)
-                state[f"{place}.{name}"] = given[id(p)]
-            for name, buffer in module.named_buffers(recurse=False):
-                if id(buffer) not in given:
-                    # A copy where BatchNorm writes on it, which a graph that is used again could not bear.
-                    given[id(buffer)] = _cast(buffer.clone() if self.frozen else buffer, self.space)
-                state[f"{place}.{name}"] = given[id(buffer)]
-        return functional_call(wrapped, state, (batch,), tie_weights=False)
+        for name, p in self.space.model.named_parameters(prefix="model"):
+            state[name] = given[id(p)] if id(p) in given else _cast(p.detach(), self.space)
+        for name, buffer in self.space.model.named_buffers(prefix="model"):
+            # A copy where BatchNorm writes on it, which a graph that is used again could not bear.
+            state[name] = _cast(buffer.clone() if self.frozen else buffer, self.space)
+        return called(wrapped, state, batch)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

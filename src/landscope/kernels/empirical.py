@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscope.curvature import space_of
@@ -16,7 +16,7 @@ from landscope.curvature.memory import budget
 from landscope.curvature.space import Selection
 from landscope.kernels.factors import contracted
 from landscope.kernels.following import Factors, Followed, factors_of, follow
-from landscope.models import evaluating
+from landscope.models import called, evaluating
 
 
 def ntk(
@@ -183,7 +183,7 @@ def jacobian(model: nn.Module, names: Sequence[str], inputs: Tensor) -> Float[Te
 
 
 def _of_one(model: nn.Module, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    return functional_call(model, weights, (x[None],)).reshape(-1)
+    return called(model, weights, x[None]).reshape(-1)
 
 
 def _rows(of_one: Callable[..., Tensor], weights: dict[str, Tensor], x: Tensor) -> Tensor:

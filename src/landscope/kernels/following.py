@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from landscope.curvature import Space
 from landscope.kernels.factors import FACTORS, Factor, can_follow, contracted
+from landscope.models import called
 
 Record = dict[nn.Module, list[tuple[Tensor, Tensor]]]
 Factors = Callable[[], Sequence[Factor]]
@@ -185,7 +185,7 @@ def _agree(model: nn.Module, layers: Mapping[nn.Module, frozenset[str]], few: Te
     names = [f"{where}.{n}".lstrip(".") for where, m in model.named_modules() for n in layers.get(m, ())]
     weights = {n: model.get_parameter(n).detach().requires_grad_() for n in names}
     with torch.enable_grad():
-        outputs_there = functional_call(model, weights, (first,)).reshape(1, -1)
+        outputs_there = called(model, weights, first).reshape(1, -1)
         scalar = (outputs_there * draw.to(outputs_there)).sum()
         found = torch.autograd.grad(scalar, list(weights.values()), allow_unused=True)
     expected = sum(float(g.double().square().sum()) for g in found if g is not None)

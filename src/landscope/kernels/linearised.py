@@ -7,10 +7,10 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscope.models import evaluating
+from landscope.models import called, evaluating
 
 
 def linearised_outputs(
@@ -48,7 +48,7 @@ def linearised_outputs(
         buffers = {name: start[name].to(b) for name, b in model.named_buffers() if name in start}
 
         def outputs(weights: dict[str, Tensor]) -> Tensor:
-            return functional_call(model, (weights, buffers), (inputs,)).reshape(len(inputs), -1)
+            return called(model, weights | buffers, inputs).reshape(len(inputs), -1)
 
         with sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
             first, change = jvp(outputs, (origin,), (moved,))[:2]

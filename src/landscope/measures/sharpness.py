@@ -4,14 +4,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from landscope.directions import filter_normalised, gaussian
 from landscope.linalg.progress import Watch
 from landscope.losses import looked_at
 from landscope.measures._objective import Objective, objective
 from landscope.measures._search import Highest, ascend, first_rise, highest_in_box
-from landscope.models import device_of, evaluating
+from landscope.models import called, device_of, evaluating
 from landscope.spec import derive
 from landscope.types import Snapshot
 
@@ -93,7 +92,7 @@ def _predictions(snapshot: Snapshot, weights: dict[str, Tensor]) -> tuple[float,
     with evaluating(model):
         for inputs, targets in snapshot.train:
             inputs, targets = inputs.to(device), targets.to(device)
-            outputs = functional_call(model, weights, (inputs,))
+            outputs = called(model, weights, inputs)
             total += looked_at(snapshot.loss, outputs, targets) * len(inputs)
             if classes:
                 predicted.append(outputs.argmax(1))

@@ -24,6 +24,7 @@ from landscope.basins import (
 )
 from landscope.basins.volumes import loss_at_centre
 from landscope.curvature import hessian
+from landscope.landscapes.samples import bytes_of
 from landscope.linalg import diagonal, spectrum
 from landscope.spec import derive
 from landscope.types import Batches, Snapshot
@@ -257,5 +258,5 @@ def _basin(snapshot: Snapshot, *, tensors: str = "weights", samples: int | None 
     along = loss_along(snapshot.model, snapshot.loss, train, names)
     digest = hashlib.sha256()
     for part in (train.inputs, train.targets):
-        digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(bytes_of(part))
     return Basin(snapshot, along, centre, names, train, loss_at_centre(along, centre), digest.hexdigest()[:16])

@@ -5,7 +5,7 @@ what follows a network layer by layer can follow them. Unless a docstring says o
 PyTorch's.
 """
 
-from landscope.models.contexts import device_of, evaluating, seeded
+from landscope.models.contexts import called, device_of, evaluating, seeded
 from landscope.models.convolutional import cnn, cnn1d, cnn5, vgg
 from landscope.models.dense import PairwiseLinear, mlp, pairwise_linear, random_features, residual_mlp
 from landscope.models.residual import resnet, resnet18, with_layer
@@ -14,6 +14,7 @@ from landscope.models.scaled import ScaledLinear, check_variances, wide_mlp
 __all__ = [
     "PairwiseLinear",
     "ScaledLinear",
+    "called",
     "check_variances",
     "cnn",
     "cnn1d",

@@ -1,11 +1,43 @@
-"""What is done to a network for a while: eval mode, seeded generators, plain attention; and where it is."""
+"""What is done to a network for a while: other tensors, eval mode, seeded generators, plain attention; where it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def called(model: nn.Module, tensors: Mapping[str, Tensor], *inputs: Any) -> Any:
+    """A network's outputs with other parameters and buffers, the network left as it is.
+
+    `torch.func.functional_call`, and right where a module stands in the network under several names: there the former,
+    restoring each name by itself, leaves the replaced tensor in the place of the parameter.
+
+    Args:
+        model: The network.
+        tensors: What stands in for which parameter or buffer, by one of its names; tied ones are replaced together.
+        inputs: Of its forward pass.
+
+    Raises:
+        ValueError: for a name that the network has no tensor of.
+    """
+    own: dict[str, Tensor] = {}
+    places: dict[tuple[int, str], str] = {}  # of each module's tensors, by one name of the module
+    for place, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                whole = f"{place}.{name}" if place else name
+                own[whole] = tensor
+                places.setdefault((id(module), name), whole)
+    unknown = tensors.keys() - own.keys()
+    if unknown:
+        raise ValueError(f"the network has no parameter or buffer named {', '.join(sorted(unknown)[:4])}")
+    given = {id(own[name]): tensor for name, tensor in tensors.items()}
+    state = {whole: given[id(own[whole])] for whole in places.values() if id(own[whole]) in given}
+    return functional_call(model, state, inputs, tie_weights=False)
 
 
 @contextmanager
@@ -13,9 +45,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Every submodule in eval mode; modes and buffers are as they were found afterwards, also after an exception.
 
     A forward pass may write on buffers in eval mode, too, and ``torch.nn.functional.batch_norm`` does so unseen by
-    autograd's counters: contents are compared, and what nothing wrote on is not touched.
+    autograd's counters: contents are compared, and what nothing wrote on is not touched. Tensors that it leaves on a
+    module, such as activations for a later look, are taken off again: under `torch.func.vmap` they would outlive it.
     """
     modes = [(module, module.training) for module in model.modules()]
+    attributes = [(vars(module), dict(vars(module))) for module, _ in modes]
     places = [(module, name, buffer) for module, _ in modes for name, buffer in module.named_buffers(recurse=False)]
     kept = [(*place, place[-1].detach().clone()) for place in places]
     try:
@@ -24,6 +58,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for present, before in attributes:
+            for name in [n for n, v in present.items() if isinstance(v, Tensor) and v is not before.get(n)]:
+                present.pop(name)
+                present.update({name: before[name]} if name in before else {})
         with torch.no_grad():
             for module, name, buffer, copy in kept:
                 if getattr(module, name) is not buffer:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from landscope.models import called
 from landscope.norms.following import BATCHNORMS, POOLS, CannotFollow, Paths
 
 FOLLOWED = (
@@ -178,7 +178,7 @@ def _outputs(
     mode.start(ones)
     try:
         with _evaluating(model), torch.autocast(first.device.type, enabled=False), mode:
-            outputs = functional_call(model, state, (ones,))
+            outputs = called(model, state, ones)
     except CannotFollow as error:
         raise ValueError(
             f"the paths of {_where(model, error)} cannot be followed: it {error}. What can be followed: {FOLLOWED}"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from landscope.losses import check_mean
+from landscope.models import called
 from landscope.spec import Call, derive
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -123,7 +123,7 @@ def check_layers(owner: str, layers: Any) -> None:
 def passed(model: nn.Module, inputs: Tensor) -> Tensor:
     """The model's outputs by a pass beside the loss's own: buffers (BatchNorm's statistics) are left as they are."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return functional_call(model, buffers, (inputs,)) if buffers else model(inputs)
+    return called(model, buffers, inputs) if buffers else model(inputs)
 
 
 @functools.lru_cache(maxsize=8)

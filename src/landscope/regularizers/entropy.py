@@ -5,8 +5,8 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from landscope.models import called
 from landscope.regularizers.draws import Batch, Draws, Loss, check_counts, check_real, check_sizes, criterion
 from landscope.regularizers.flatness import chosen
 from landscope.regularizers.outputs import transformed
@@ -117,7 +117,7 @@ def _gradient(model: nn.Module, batch: Batch, loss: Loss, *, functional: bool) -
 
     def value(point: dict[str, Tensor], moves: bool = False) -> Tensor:
         buffers = {} if moves else {name: buffer.clone() for name, buffer in model.named_buffers()}
-        return loss(functional_call(model, {**buffers, **point}, (batch[0],)), batch[1])
+        return loss(called(model, {**buffers, **point}, batch[0]), batch[1])
 
     def nested(point: dict[str, Tensor], moves: bool) -> tuple[Tensor, dict[str, Tensor]]:
         slopes, at = torch.func.grad_and_value(value)(point)

@@ -11,9 +11,8 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from landscope.models import evaluating
+from landscope.models import called, evaluating
 from landscope.regularizers.draws import Batch, Draws, Loss, check_layers, check_real, check_sizes, criterion, passed
 from landscope.regularizers.flatness import chosen
 from landscope.regularizers.products import uncompiled, unwrapped
@@ -140,15 +139,15 @@ class Noise(Replacing):
             drawn = self.draw(model, batch, self.draws.next(inputs.device))
         buffers = {} if alone else {name: buffer.clone() for name, buffer in model.named_buffers()}
         if self.where == "inputs":
-            return self.loss(functional_call(model, buffers, (inputs + self.sd * drawn[0],)), targets)
+            return self.loss(called(model, buffers, inputs + self.sd * drawn[0]), targets)
         if self.where == "activations":
             names = list(self._shapes(model, inputs))
             with _added(model, {name: self.sd * d for name, d in zip(names, drawn, strict=True)}):
-                return self.loss(functional_call(model, buffers, (inputs,)), targets)
+                return self.loss(called(model, buffers, inputs), targets)
         weights = {}
         for (name, w), d in zip(chosen(model, self.layers).items(), drawn, strict=True):
             weights[name] = w + self.sd * (w.abs() * d if self.where == "relative weights" else d)
-        return self.loss(functional_call(model, {**buffers, **weights}, (inputs,)), targets)
+        return self.loss(called(model, {**buffers, **weights}, inputs), targets)
 
     def _shapes(self, model: nn.Module, inputs: Tensor) -> dict[str, tuple[int, ...]]:
         """The shapes of what the chosen modules put out, without the batch dimension, in the order of the names."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from landscope.curvature.restoring import is_compiled
+from landscope.models import called
 from landscope.models.contexts import differentiable_attention
 from landscope.regularizers.bilinear import Watch
 from landscope.regularizers.folds import Part
@@ -71,7 +71,7 @@ def outputs_of(model: nn.Module, weights: Weights, inputs: Tensor) -> Tensor:
     """The network's outputs without dropout, buffers left as they are."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # BatchNorm writes on these instead
     with without_dropout(model), uncompiled(model), differentiable_attention(), WrittenOut():
-        return functional_call(model, {**buffers, **weights}, (inputs,))
+        return called(model, {**buffers, **weights}, inputs)
 
 
 Parts = Sequence[Mapping[str, Part]]
