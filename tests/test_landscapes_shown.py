@@ -1,10 +1,12 @@
 """What lies on landscapes and how they are written: trajectories, curves, decision boundaries, files, the command."""
 
+import copy
 import csv
 import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,45 @@ def test_directions_that_are_not_orthogonal_give_the_nearest_point():
         trajectory(found, model, [], nn.MSELoss(), data)
     with pytest.raises(ValueError, match="of another shape"):
         trajectory(found, model, [nn.Linear(3, 1, bias=False)], nn.MSELoss(), data)
+
+
+def test_a_trajectory_is_refused_beside_another_network_s_landscape(tmp_path):
+    data = points()
+    model, first, second = (mlp((FEATURES,), CLASSES, widths=(4,), batchnorm=True) for _ in range(3))
+    states = [first.state_dict(), second.state_dict()]
+    made = [
+        interpolation(model, first, second, cross_entropy(), data, points=3),
+        curve(model, first, second, cross_entropy(), data, points=3, steps=2),
+        plane(first, cross_entropy(), data, points=3),
+    ]
+    for found in made:
+        kept = load(found.save(tmp_path / "x.safetensors"))
+        assert kept.origin == found.origin
+        with pytest.raises(ValueError, match=f"the {found.kind} was made around another network"):
+            trajectory(kept, model, states, cross_entropy(), data)
+        path = trajectory(kept, copy.deepcopy(first).double(), states, cross_entropy(), data, dtype=torch.float32)
+        assert path.trajectories[0].off_plane[0] == pytest.approx(0, abs=1e-5)
+    trajectory(replace(made[0], origin=""), model, states, cross_entropy(), data)  # a file that does not say
+    moved: Any = copy.deepcopy(first)
+    moved[2].running_mean.add_(1)
+    with pytest.raises(ValueError, match="running statistics differ: give the network at 0"):
+        trajectory(made[2], moved, states, cross_entropy(), data)
+    trajectory(made[0], moved, states, cross_entropy(), data)  # where they are computed anew
+
+
+def test_checkpoints_beside_a_curve_lie_at_its_nearest_points():
+    data = points()
+    first, second = (mlp((FEATURES,), CLASSES, widths=(4,)) for _ in range(2))
+    bent = curve(first, first, second, cross_entropy(), data, points=5, steps=30, rate=0.05)
+    space = torch.cat([p.detach().reshape(-1) for p in first.parameters()])
+    middle = space + bent.directions.columns @ torch.tensor([0.25, 0.5])
+    parts = middle.split([p.numel() for p in first.parameters()])
+    between = {n: part.view(p.shape) for (n, p), part in zip(first.named_parameters(), parts, strict=True)}
+    states = [first.state_dict(), between, second.state_dict()]
+    (path,) = trajectory(bent, first, states, cross_entropy(), data).trajectories
+    np.testing.assert_allclose(path.coordinates[:, 0], [0, 0.5, 1], atol=1e-4)
+    assert path.off_plane == pytest.approx(0, abs=1e-3)
+    np.testing.assert_allclose(path.on_plane["train_loss"], bent.values["train_loss"][::2], rtol=1e-4)
 
 
 def test_a_curve_bends_around_what_the_straight_line_runs_into():

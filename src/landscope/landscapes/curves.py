@@ -93,8 +93,13 @@ def curve(
     )
     surface = surface_of(start, loss, train, test, directions, settings, "recomputed")
     t = np.linspace(0, 1, points)
-    values = on_grid(surface, np.stack([t**2, 2 * t * (1 - t)], -1), settings)
-    return landscape_of("curve", surface, [t], ("t along the curve",), values, directions, settings)
+    values = on_grid(surface, bezier(t), settings)
+    return landscape_of("curve", start, surface, [t], ("t along the curve",), values, directions, settings)
+
+
+def bezier(t: np.ndarray) -> np.ndarray:
+    """The coordinates of points of a curve on its directions, ``[points, 2]``."""
+    return np.stack([t**2, 2 * t * (1 - t)], -1)
 
 
 def _trained(

@@ -1,6 +1,7 @@
 """Lines, planes, rays and interpolations: the loss on a grid of points in weight space."""
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Unpack
 
@@ -13,6 +14,7 @@ from landscope.landscapes.axes import Directions, State, axes_between, named_sta
 from landscope.landscapes.keeping import computed, keeper_of
 from landscope.landscapes.refining import refined
 from landscope.landscapes.result import COMPUTED, Landscape
+from landscope.landscapes.samples import bytes_of
 from landscope.landscapes.settings import Settings, facts_of, surface_of
 from landscope.landscapes.ways import Surface
 
@@ -197,6 +199,20 @@ def at_state(model: nn.Module, state: State) -> nn.Module:
     return net
 
 
+def origin_of(model: nn.Module, renewed: bool) -> str:
+    """The SHA-256 that tells the network at the origin from others, whatever type it is held in.
+
+    Args:
+        model: The network.
+        renewed: Whether BatchNorm's statistics are computed anew at each point: buffers do not count then.
+    """
+    digest, net = hashlib.sha256(), bare(model)
+    for tensor in (*net.parameters(), *(() if renewed else net.buffers())):
+        held = tensor.detach().cpu()
+        digest.update(bytes_of(held.double() if held.is_floating_point() else held))
+    return digest.hexdigest()
+
+
 def _one(direction: Directions) -> Directions:
     if len(direction) != 1:
         raise ValueError(f"a line has one direction, not {len(direction)}: see plane for two")
@@ -231,7 +247,7 @@ def _made(
     surface = surface_of(model, loss, train, test, directions, settings, statistics)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     values = on_grid(surface, grid, settings)
-    return landscape_of(kind, surface, axes, directions.labels, values, directions, settings)
+    return landscape_of(kind, model, surface, axes, directions.labels, values, directions, settings)
 
 
 def on_grid(surface: Surface, grid: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
@@ -248,6 +264,7 @@ def on_grid(surface: Surface, grid: np.ndarray, settings: Settings) -> dict[str,
 
 def landscape_of(
     kind: str,
+    model: nn.Module,
     surface: Surface,
     axes: Sequence[np.ndarray],
     labels: tuple[str, ...],
@@ -263,4 +280,5 @@ def landscape_of(
     wrong = int((~np.isfinite(rest["train_loss"]) & (status == COMPUTED)).sum())
     if wrong:
         facts["not finite"] = f"the training loss of {wrong} of {status.size} points is NaN or infinite"
-    return Landscape(kind, tuple(axes), labels, rest, status, directions, facts)
+    origin = origin_of(model, surface.renewed)
+    return Landscape(kind, tuple(axes), labels, rest, status, directions, facts, origin=origin)

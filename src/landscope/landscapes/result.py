@@ -76,6 +76,7 @@ class Landscape:
             line goes once along its direction. A curve's points are combinations of them.
         facts: What was done, in words.
         trajectories: Checkpoints beside it.
+        origin: Stands for the network at 0 of the axes (`landscope.landscapes.grids.origin_of`); empty: not known.
     """
 
     kind: str
@@ -86,6 +87,7 @@ class Landscape:
     directions: Directions
     facts: Mapping[str, str]
     trajectories: tuple[Trajectory, ...] = field(default=())
+    origin: str = ""
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""
@@ -133,6 +135,7 @@ class Landscape:
                 arrays |= {f"path/{i}/{part}/{name}": v for name, v in getattr(t, part).items()}
         meta = {
             "kind": self.kind,
+            "origin": self.origin,
             "labels": self.labels,
             "facts": dict(self.facts),
             "directions": {"labels": self.directions.labels, "statement": self.directions.statement},
@@ -172,6 +175,7 @@ def load(path: Path | str) -> Landscape:
         Directions(torch.from_numpy(arrays["columns"]), tuple(made["labels"]), made["statement"]),
         meta["facts"],
         tuple(_trajectory(one, under(f"path/{i}/")) for i, one in enumerate(meta["trajectories"])),
+        meta.get("origin", ""),
     )
 
 
