@@ -195,6 +195,17 @@ def test_the_standard_error_of_a_part_is_the_spread_over_parts():
     assert "100 of 400" in parts[0].facts["train samples"]
 
 
+def test_a_set_of_fewer_samples_than_asked_for_is_taken_whole():
+    model, data, few = mlp((FEATURES,), CLASSES), points(40), points(12, seed=1)
+    found = line(model, cross_entropy(), data, few, points=3, samples=20)
+    assert np.array_equal(
+        found.values["test_loss"], line(model, cross_entropy(), data, few, points=3).values["test_loss"]
+    )
+    assert "train_loss_sem" in found.values
+    assert "test_loss_sem" not in found.values
+    assert found.facts["test samples"] == "all 12, for there are no more: no standard error"
+
+
 def test_a_cap_leaves_points_early_and_the_others_alone():
     model, data = mlp((FEATURES,), CLASSES), points(200)
     kept: dict[str, Any] = {"points": 5, "span": (-4, 4), "batch_size": 50}
@@ -383,7 +394,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a way": (lambda m, d: plane(m, cross_entropy(), d, way="fast"), "auto, loop, vmap, chain"),
     "a shard": (lambda m, d: plane(m, cross_entropy(), d, folder=".", shard=(2, 2)), "part i of n"),
     "a shard alone": (lambda m, d: plane(m, cross_entropy(), d, shard=(0, 2)), "give folder="),
-    "too many samples": (lambda m, d: plane(m, cross_entropy(), d, samples=23), "leave it out"),
+    "too many samples": (lambda m, d: plane(m, cross_entropy(), d, samples=24), "the training set holds 23: leave"),
     "no loss": (lambda m, d: plane(m, None, d), "give either loss"),
     "a generator": (lambda m, d: plane(m, cross_entropy(), iter([d])), "only once"),
     "a reach": (lambda m, d: ray(m, cross_entropy(), d, reach=0.0), "above 0"),

@@ -53,7 +53,8 @@ def read(problem: Problem, samples: int | None, seed: int, batch_size: int, room
 
     Args:
         problem: What is evaluated.
-        samples: How many samples, drawn by the seed so that every class keeps its share; None for all.
+        samples: How many samples, drawn by the seed so that every class keeps its share; None, or no fewer than there
+            are, for all.
         seed: Draws them.
         batch_size: Samples that are evaluated at a time, where the data can be cut anew.
         room: Bytes that all may take.
@@ -63,8 +64,9 @@ def read(problem: Problem, samples: int | None, seed: int, batch_size: int, room
             form, or of what can be read only as a stream.
     """
     with problem.quiet(), torch.no_grad():
-        if samples is not None:
-            return _part(problem, samples, seed, batch_size)
+        part = None if samples is None else _part(problem, samples, seed, batch_size)
+        if part is not None:
+            return part
         kept: list[Any] | None = []
         size, n, digest = 0, 0.0, hashlib.sha256()
         for raw in problem.read(COUNTING):
@@ -122,7 +124,8 @@ def _cut(problem: Problem, batches: list[Any], size: int) -> list[Any]:
     return list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
 
 
-def _part(problem: Problem, samples: int, seed: int, batch_size: int) -> Samples:
+def _part(problem: Problem, samples: int, seed: int, batch_size: int) -> Samples | None:
+    """A part of a set; None where it holds no more than that."""
     if problem.batch_loss is not None:
         raise ValueError(
             "samples= cannot choose from batches of your own form (batch_loss=): give the part as the data"
@@ -132,7 +135,7 @@ def _part(problem: Problem, samples: int, seed: int, batch_size: int) -> Samples
     targets = torch.cat([taken_apart(raw)[1].cpu() for raw in problem.read(COUNTING)])
     n = len(targets)
     if samples >= n:
-        raise ValueError(f"samples={samples} of {n}: leave it out to take all")
+        return None
     order = stream(seed, "landscape").permutation(n)
     classes = targets.dim() == 1 and not targets.is_floating_point()
     chosen = np.sort((interleaved(order, targets.numpy()) if classes else order)[:samples])

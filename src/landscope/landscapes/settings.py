@@ -28,7 +28,7 @@ class Settings(TypedDict, total=False):
 
     Args:
         samples: Evaluate on so many samples of each set, drawn with every class's share and the same at all points:
-            losses get standard errors. None (the default): on all.
+            losses get standard errors. A test set of no more than that is taken whole. None (the default): on all.
         seed: Draws these samples.
         batchnorm: ``"frozen"``: BatchNorm's running statistics are those of the network at the origin, everywhere.
             ``"recomputed"``: at each point they are computed anew, as averages over the batches of training samples.
@@ -100,6 +100,9 @@ def surface_of(
         problem = renewable(problem)
     room = budget(settings.get("memory"), problem.space.device)
     sets = {"train": _read(problem, settings, room)}
+    samples, n = settings.get("samples"), round(sets["train"].n)
+    if samples is not None and samples > n:
+        raise ValueError(f"samples={samples}, but the training set holds {n:,}: leave it out to take all of them")
     if test is not None:
         other = Problem(problem.space, loss, settings.get("batch_loss"), _batches(test))  # type: ignore[arg-type]
         sets["test"] = _read(other, settings, room)
@@ -177,7 +180,8 @@ def facts_of(surface: Surface, directions: Directions, settings: Settings) -> di
     for name, samples in surface.sets.items():
         n, of = round(samples.n), round(samples.of)
         part = f"{n:,} of {of:,}, stratified, drawn by seed {settings.get('seed', 0)}, the same at every point"
-        facts[f"{name} samples"] = part if samples.part else f"all {n:,}"
+        whole = f"all {n:,}" + (", for there are no more: no standard error" if settings.get("samples") else "")
+        facts[f"{name} samples"] = part if samples.part else whole
         facts[f"{name} content"] = samples.content[:16]
     if surface.cap is not None:
         facts["cap"] = f"a point is left once its loss is known to lie beyond {surface.cap:g}"
