@@ -237,6 +237,22 @@ def test_refinement_computes_less_and_is_as_near_as_it_says():
     assert np.quantile(off, 0.95) < 0.01
 
 
+def test_beside_points_left_beyond_the_cap_nothing_is_interpolated():
+    model, data = mlp((FEATURES,), CLASSES), points(60)
+    kept: dict[str, Any] = {"points": 33, "span": (-3, 3)}
+    for test in (points(30, seed=1), (data[0], data[1].roll(1))):  # the second passes the cap long before
+        whole = plane(model, cross_entropy(), data, test, **kept)
+        cap = 1.2 * float(whole.values["train_loss"].min())
+        found = plane(model, cross_entropy(), data, test, cap=cap, refine=0.5, **kept)
+        between = (found.status == INTERPOLATED) & (found.values["train_loss"] <= cap)
+        assert (found.status == STOPPED).any()
+        for name, values in found.values.items():
+            assert np.isfinite(values[between]).all()
+            if name.endswith("_loss"):
+                exact = (found.status != INTERPOLATED) & (values <= cap)
+                np.testing.assert_allclose(values[exact], whole.values[name][exact], rtol=1e-5)
+
+
 def test_a_peak_and_what_is_not_finite_are_refined():
     from landscope.landscapes.refining import refined
 

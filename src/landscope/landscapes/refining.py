@@ -16,8 +16,9 @@ def refined(compute: Compute, shape: tuple[int, ...], tolerance: float, cap: flo
 
     A cell of the grid is refined where at one of its corners the logarithm of the training loss is off the straight
     line between its neighbours by more than 4 · tolerance: linear interpolation half-way is then off by a quarter of
-    that. A cell with a corner that is not finite is refined; one all of whose corners lie beyond the cap is not. What
-    is narrower than four points of the grid and shows at none of them is not found.
+    that. A cell with a corner where some value is not finite, or a loss lies beyond the cap and is known no further, is
+    refined; one all of whose corners have training losses beyond the cap is not. What is narrower than four points of
+    the grid and shows at none of them is not found.
 
     Args:
         compute: Evaluates points, given by their places on the axes.
@@ -30,7 +31,8 @@ def refined(compute: Compute, shape: tuple[int, ...], tolerance: float, cap: flo
     found: dict[str, np.ndarray] = {}
     _fill(found, compute, _places(ticks), shape)
     while stride > 1:
-        bent = _bent(found["train_loss"][np.ix_(*ticks)], ticks, tolerance, cap)
+        here = {name: values[np.ix_(*ticks)] for name, values in found.items() if name != "status"}
+        bent = _bent(here, ticks, tolerance, np.inf if cap is None else cap)
         stride //= 2
         finer = [_ticks(n, stride) for n in shape]
         wanted = _inside(bent, ticks, finer)
@@ -72,9 +74,9 @@ def _height(loss: np.ndarray) -> np.ndarray:
         return np.log(loss + FLOOR * np.median(finite))
 
 
-def _bent(loss: np.ndarray, ticks: list[np.ndarray], tolerance: float, cap: float | None) -> np.ndarray:
+def _bent(values: dict[str, np.ndarray], ticks: list[np.ndarray], tolerance: float, cap: float) -> np.ndarray:
     """Which cells between the ticks are to be refined."""
-    height = _height(loss)
+    height = _height(values["train_loss"])
     off = np.zeros_like(height)
     with np.errstate(invalid="ignore"):
         for axis, t in enumerate(ticks):
@@ -84,8 +86,9 @@ def _bent(loss: np.ndarray, ticks: list[np.ndarray], tolerance: float, cap: floa
             inner = np.moveaxis(off, axis, 0)[1:-1]
             np.maximum(inner, np.abs(h[1:-1] - line), out=inner)
     flagged = ~(off <= 4 * tolerance) | ~np.isfinite(height)  # NaN counts as bent
-    bent, high = _any_corner(flagged), ~_any_corner(~(loss > (np.inf if cap is None else cap)))
-    return bent & ~high
+    for name, array in values.items():
+        flagged |= ~np.isfinite(array) | (array > cap if name.endswith("_loss") else False)
+    return _any_corner(flagged) & _any_corner(~(values["train_loss"] > cap))
 
 
 def _any_corner(nodes: np.ndarray) -> np.ndarray:
