@@ -33,6 +33,7 @@ from landscope.landscapes import (
 )
 from landscope.losses import cross_entropy, squared_error
 from landscope.models import mlp, seeded
+from landscope.render import write_landscape
 from landscope.types import Batches
 
 
@@ -222,6 +223,26 @@ def test_a_cap_leaves_points_early_and_the_others_alone():
         assert np.isnan(found.values["train_accuracy"][left]).all()
     with pytest.raises(ValueError, match="never negative"):
         line(model, lambda o, t: -functional.cross_entropy(o, t), data, cap=1.0, points=3)
+
+
+def test_what_a_cap_leaves_is_known_of_each_set(tmp_path):
+    model, (inputs, _) = mlp((FEATURES,), CLASSES), points(40)
+    outputs = model(inputs)
+    data, test = (inputs, outputs.argmax(1)), (inputs, outputs.argmin(1))
+    kept: dict[str, Any] = {"points": 9, "span": (-2, 2), "batch_size": 10}
+    whole = line(model, cross_entropy(), data, test, **kept)
+    cap = 1.01 * float(whole.values["train_loss"].min())
+    found = line(model, cross_entropy(), data, test, cap=cap, **kept)
+    only_test = (found.status == STOPPED) & (found.values["train_loss"] <= cap)
+    assert only_test.any()
+    for name in ("train_loss", "train_accuracy"):
+        np.testing.assert_allclose(found.values[name][only_test], whole.values[name][only_test], rtol=1e-5)
+    assert (found.values["test_loss"][only_test] > cap).all()
+    assert (found.values["test_loss"][only_test] <= whole.values["test_loss"][only_test] * (1 + 1e-5)).all()
+    assert np.isnan(found.values["test_accuracy"][only_test]).all()
+    assert f"lie beyond {cap:g}: losses above that are at least" in found.facts["cap"]
+    text = write_landscape(found, tmp_path / "x.csv").read_text()
+    assert "a loss above it is at least this" in text
 
 
 def test_refinement_computes_less_and_is_as_near_as_it_says():

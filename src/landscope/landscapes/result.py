@@ -14,7 +14,7 @@ from landscope.files import publish, read_tensors, tensor_bytes
 from landscope.landscapes.axes import Directions
 
 COMPUTED, STOPPED, INTERPOLATED, MISSING = range(4)
-STATUS = ("computed", "left beyond the cap: at least this", "interpolated", "not computed yet")
+STATUS = ("computed", "left beyond the cap: a loss above it is at least this", "interpolated", "not computed yet")
 
 
 @final
@@ -71,7 +71,9 @@ class Landscape:
         labels: What each axis is, with its unit.
         values: ``train_loss``, ``test_accuracy``, ``train_loss_sem`` …, each of shape ``[len(axis) for axis in axes]``.
             NaN and infinity are what was found there; NaN where nothing was computed.
-        status: How each point came about, the same shape: its place in `STATUS`.
+        status: How each point came about, the same shape: its place in `STATUS`. A point is left (``STOPPED``) once the
+            loss of one set is known to lie beyond the cap: that loss is at least its value, and the set's accuracy and
+            sets that come after it are NaN. Losses up to the cap are exact, those of the training set there, too.
         directions: The directions, without which the picture cannot be made again; a step of 1 on an axis of a plane or
             line goes once along its direction. A curve's points are combinations of them.
         facts: What was done, in words.

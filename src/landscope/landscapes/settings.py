@@ -33,7 +33,8 @@ class Settings(TypedDict, total=False):
         batchnorm: ``"frozen"``: BatchNorm's running statistics are those of the network at the origin, everywhere.
             ``"recomputed"``: at each point they are computed anew, as averages over the batches of training samples.
             Left out: recomputed between checkpoints, frozen around one.
-        cap: Leave a point once its loss is known to lie beyond this; for losses that are never negative.
+        cap: Leave a point once its loss on one set is known to lie beyond this: losses above it are lower bounds,
+            those up to it exact, and what was not reached is NaN. For losses that are never negative.
         refine: Begin with every fourth point and compute those between only where interpolating the loss would be off
             by more than this, relative; the others are interpolated (and marked). None (the default): compute all.
         accuracy: Whether to take accuracies where there are some (True).
@@ -184,7 +185,10 @@ def facts_of(surface: Surface, directions: Directions, settings: Settings) -> di
         facts[f"{name} samples"] = part if samples.part else whole
         facts[f"{name} content"] = samples.content[:16]
     if surface.cap is not None:
-        facts["cap"] = f"a point is left once its loss is known to lie beyond {surface.cap:g}"
+        facts["cap"] = (
+            f"a point is left once a loss is known to lie beyond {surface.cap:g}: losses above that are at least what "
+            "they are given as, those up to it exact"
+        )
     if settings.get("refine") is not None:
         facts["refined"] = f"where interpolation would be off by more than {settings.get('refine'):.2g} of the loss"
     return facts

@@ -125,7 +125,8 @@ def evaluate(surface: Surface, coefficients: Tensor) -> dict[str, Tensor]:
 
     Returns:
         ``<set>_loss``, ``<set>_accuracy`` where there is one, ``<set>_loss_sem`` for a part of the samples, all
-        ``[points]`` in float64; and ``stopped``, whether a loss is only known to lie beyond the cap.
+        ``[points]`` in float64; and ``stopped``, whether the loss of some set, the one above the cap, is only known to
+        lie beyond it.
     """
     if surface.renewed:
         return _joined([_renewed(surface, row[None]) for row in coefficients])
