@@ -124,6 +124,60 @@ def test_a_layer_used_twice_is_one_layer_in_a_chain():
     np.testing.assert_allclose(found[0]["train_loss"], found[1]["train_loss"], rtol=1e-5)
 
 
+class Doubling(nn.Identity):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * input
+
+
+class Shifting(nn.Dropout):
+    def forward(self, input: Tensor) -> Tensor:
+        return input + 1
+
+
+class Halving(nn.Flatten):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / 2
+
+
+def replaced(of: Any) -> nn.Module:
+    of.forward = lambda x: 3 * x
+    return of
+
+
+def hooked(of: nn.Module) -> nn.Module:
+    def tripled(_module: nn.Module, _inputs: Any, outputs: Any) -> Tensor:
+        return 3 * outputs
+
+    of.register_forward_hook(tripled)
+    return of
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(Doubling, Shifting, Halving, lambda: replaced(nn.ReLU()), lambda: replaced(nn.Sequential(nn.Identity()))),
+        *(lambda: hooked(nn.Dropout()), lambda: hooked(nn.Flatten())),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_no_plain_layer_is_no_part_of_a_chain(make, first, tmp_path):
+    ends = nn.Linear(FEATURES, 4), nn.Linear(4, CLASSES)
+    model = nn.Sequential(make(), *ends) if first else nn.Sequential(ends[0], make(), ends[1])
+    with pytest.raises(ValueError, match="there is loop, vmap"):
+        line(model, cross_entropy(), points(), points=2, way="chain")
+    found = line(model, cross_entropy(), points(), points=3, folder=tmp_path)
+    expected = cross_entropy()(model.eval()(points()[0]), points()[1]).item()
+    assert found.values["train_loss"][1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_layer_s_own_forward_has_its_own_chunks(tmp_path):
+    model = nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU(), nn.Linear(4, CLASSES))
+    before = line(model, cross_entropy(), points(), points=3, folder=tmp_path)
+    replaced(model[1])
+    after = line(model, cross_entropy(), points(), points=3, folder=tmp_path)
+    assert not np.allclose(before.values["train_loss"], after.values["train_loss"])
+
+
 def test_a_slow_network_is_passed_once_a_point():
     sizes = []
 

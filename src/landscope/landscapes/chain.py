@@ -20,6 +20,7 @@ ELEMENTWISE = (
 )
 NOTHING = (nn.Identity, nn.Dropout, nn.AlphaDropout, nn.Dropout1d)  # in eval mode
 NORMS = (nn.BatchNorm1d,)
+KNOWN = (nn.Linear, nn.Flatten, *NOTHING, *NORMS, *ELEMENTWISE)  # themselves: a class made of one may do anything
 
 
 @final
@@ -123,9 +124,11 @@ def chain_of(space: Space, inputs: Any) -> Chain | None:
         space: The parameters of the network.
         inputs: A batch's inputs.
     """
-    if not isinstance(inputs, Tensor) or type(space.model) is not nn.Sequential or _hooked(space.model):
+    if not isinstance(inputs, Tensor) or type(space.model) is not nn.Sequential or _altered(space.model):
         return None
     parts = list(_flat(space.model))
+    if any(type(part) not in KNOWN or _altered(part) for part in parts):
+        return None
     flattened = inputs.dim() == 2
     while parts and isinstance(parts[0], (nn.Flatten, *NOTHING)):
         flatten = parts.pop(0)
@@ -134,8 +137,7 @@ def chain_of(space: Space, inputs: Any) -> Chain | None:
                 return None
             flattened = True
     layers = [part for part in parts if not isinstance(part, NOTHING)]
-    known = all(type(layer) in (nn.Linear, *NORMS, *ELEMENTWISE) and not _hooked(layer) for layer in layers)
-    if not (known and flattened and layers and type(layers[0]) is nn.Linear):
+    if not (flattened and layers and isinstance(layers[0], nn.Linear)) or nn.Flatten in map(type, layers):
         return None
     if any(isinstance(layer, NORMS) and layer.running_mean is None for layer in layers):
         return None
@@ -151,11 +153,12 @@ def chain_of(space: Space, inputs: Any) -> Chain | None:
 
 def _flat(model: nn.Sequential) -> Iterator[nn.Module]:
     for child in model:
-        if type(child) is nn.Sequential and not _hooked(child):
+        if type(child) is nn.Sequential and not _altered(child):
             yield from _flat(child)
         else:
             yield child
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _altered(module: nn.Module) -> bool:
+    """Whether a module does something else than its type says: by hooks, or a ``forward`` of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

@@ -61,7 +61,8 @@ def surface_key(surface: Surface) -> str:
         digest.update(bytes_of(tensor))
     model = surface.problem.space.model
     kinds = {type(module): _said(getattr(type(module), "forward", None)) for module in model.modules()}
-    named = [_said(surface.problem.batch_loss or surface.problem.loss), repr(model), list(kinds.values())]
+    own = [_said(vars(module).get("forward")) for module in model.modules()]
+    named = [_said(surface.problem.batch_loss or surface.problem.loss), repr(model), list(kinds.values()), own]
     parts = [s.content for s in surface.sets.values()] + [f"{s.n}/{s.of}" for s in surface.sets.values()]
     held = surface.sets["train"].held if surface.renewed else None
     cuts = [len(taken_apart(batch)[1]) for batch in held or () if surface.problem.batch_loss is None]
