@@ -18,6 +18,7 @@ from landscope.landscapes import (
     MISSING,
     STOPPED,
     Directions,
+    Settings,
     axes_between,
     curvature_axes,
     curve,
@@ -198,6 +199,36 @@ def test_single_precision_differs_by_rounding_alone():
     double = plane(model, cross_entropy(), points(), directions=directions, points=5, dtype=torch.float64)
     np.testing.assert_allclose(single.values["train_loss"], double.values["train_loss"], rtol=1e-5)
     assert model[1].weight.dtype == torch.float32
+
+
+def test_a_network_of_several_types_has_directions_and_landscapes():
+    plain, wide = mlp((FEATURES,), CLASSES, widths=(4,)), Settings(dtype=torch.float64)
+    mixed: Any = copy.deepcopy(plain)
+    mixed[-1].double()
+    data = points()
+    makers: list[Any] = [random_axes, lambda net, **more: gradient_axis(net, cross_entropy(), data, **more)]
+    makers.append(lambda net, **more: curvature_axes(net, cross_entropy(), data, **more))
+    makers.append(lambda net, **more: axes_between(net, [moved(net, 1)], **more))
+    makers.append(lambda net, **more: trajectory_axes(net, [moved(net, a, a * a) for a in (0, 1, 2)], **more))
+    for make in makers:
+        torch.testing.assert_close(make(mixed, **wide).columns, make(plain, **wide).columns, rtol=1e-3, atol=1e-4)
+    for draw in (
+        *(plane, line, ray, lambda net, *rest, **more: interpolation(net, net, moved(net, 0.1), *rest, **more)),
+        lambda net, *rest, **more: curve(net, net, moved(net, 0.1), *rest, steps=2, **more),
+    ):
+        ours, theirs = (draw(net, cross_entropy(), data, points=3, **wide) for net in (mixed, plain))
+        np.testing.assert_allclose(ours.values["train_loss"], theirs.values["train_loss"], rtol=1e-5)
+        assert ours.directions.columns.dtype == torch.float64
+    bridge = interpolation(mixed, mixed, moved(mixed, 0.1), cross_entropy(), data, points=3, **wide)
+    (path,) = trajectory(bridge, mixed, [mixed, moved(mixed, 0.1)], cross_entropy(), data, **wide).trajectories
+    np.testing.assert_allclose(path.coordinates[:, 0], [0, 1], atol=1e-6)
+    mixed = mixed.bfloat16()
+    mixed[-1].float()
+    assert np.isfinite(plane(mixed, cross_entropy(), data, points=2, dtype=torch.float32).values["train_loss"]).all()
+
+
+def moved(net: nn.Module, by: float, scale: float = 0.0) -> dict[str, Tensor]:
+    return {name: (1 + scale) * t + by for name, t in net.state_dict().items()}
 
 
 def test_other_forms_of_data_and_loss():

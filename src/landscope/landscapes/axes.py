@@ -69,7 +69,13 @@ def space(model: nn.Module, dtype: torch.dtype | None = None) -> Space:
 
 
 def random_axes(
-    model: nn.Module, *, count: int = 2, normalisation: str = "filter", biases: bool = False, seed: int = 0
+    model: nn.Module,
+    *,
+    count: int = 2,
+    normalisation: str = "filter",
+    biases: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Directions:
     """Random directions, orthogonal and scaled to the network's weights; biases and BatchNorm parameters stay.
 
@@ -79,12 +85,13 @@ def random_axes(
         normalisation: ``"filter"``, ``"layer"``, ``"model"`` or ``"none"``, as in
             `landscope.directions.random_directions`.
         biases: Whether tensors with one axis (biases, BatchNorm's parameters) move, too.
-        seed: For the draws.
+        seed: For the draws, the same for every type.
+        dtype: The directions' type; needed where the parameters are of several, else their own.
 
     Raises:
         ValueError: as `landscope.directions.random_directions` does.
     """
-    of = space(model)
+    of = space(model, dtype)
     weights = {name: p.detach().to(of.dtype) for name, p in zip(of.names, of.parameters(), strict=True)}
     drawn = random_directions(weights, count=count, normalisation=normalisation, biases=biases, seed=seed)
     columns = torch.stack([of.flat(d[name] for name in of.names) for d in drawn], 1)
@@ -125,6 +132,7 @@ def curvature_axes(
     batch_loss: BatchLoss | None = None,
     max_products: int = 300,
     seed: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Directions:
     """Eigenvectors of the Hessian of the mean loss, of length ``scale``.
 
@@ -137,6 +145,7 @@ def curvature_axes(
         batch_loss: As in `landscope.hessian`.
         max_products: Hessian products at the most.
         seed: Where the search starts.
+        dtype: As in `random_axes`; it is calculated in, too.
 
     Raises:
         ValueError: for eigenvectors numbered 0 or twice, and as `landscope.hessian` and `landscope.spectrum` do.
@@ -146,13 +155,13 @@ def curvature_axes(
     if not which or 0 in which or len(set(which)) < len(which):
         raise ValueError(f"eigenvectors are numbered 1, 2, … from the top and −1, −2, … from the bottom, not {which}")
     trained = [name for name, p in bare(model).named_parameters() if p.requires_grad]
-    matrix = hessian(model, loss, data, batch_loss=batch_loss)
+    matrix = hessian(model, loss, data, batch_loss=batch_loss, dtype=dtype)
     top, bottom = max(0, *which), max(0, *(-w for w in which))
     found = spectrum(matrix, top, bottom, density=False, max_products=max_products, seed=seed)
     places = [w - 1 if w > 0 else top + bottom + w for w in which]
-    of, columns = space(model), []
+    of, columns = space(model, dtype), []
     for place in places:
-        parts = dict(zip(trained, space_of(bare(model)).split(found.eigenvectors[:, place]), strict=True))
+        parts = dict(zip(trained, matrix.problem.space.split(found.eigenvectors[:, place]), strict=True))
         still = {name: torch.zeros(shape) for name, shape in zip(of.names, of.shapes, strict=True)}
         columns.append(of.flat({**still, **parts}[name].to(of.device, of.dtype) for name in of.names))
     values = [f"{float(found.eigenvalues[p]):.6g}{'' if found.converged[p] else ' (not converged)'}" for p in places]
@@ -165,16 +174,31 @@ def curvature_axes(
 
 
 def gradient_axis(
-    model: nn.Module, loss: Loss | None, data: Data, /, *, scale: float | int = 1.0, batch_loss: BatchLoss | None = None
+    model: nn.Module,
+    loss: Loss | None,
+    data: Data,
+    /,
+    *,
+    scale: float | int = 1.0,
+    batch_loss: BatchLoss | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Directions:
     """The direction of steepest ascent: the gradient of the mean loss, scaled to length ``scale``.
+
+    Args:
+        model: The network.
+        loss: As in `curvature_axes`.
+        data: As in `landscope.hessian`.
+        scale: The direction's length.
+        batch_loss: As in `landscope.hessian`.
+        dtype: As in `curvature_axes`.
 
     Raises:
         ValueError: where the gradient is 0, and as `landscope.hessian` does.
 
     Cost: two passes over the data.
     """
-    problem = hessian(model, loss, data, batch_loss=batch_loss).problem
+    problem = hessian(model, loss, data, batch_loss=batch_loss, dtype=dtype).problem
     total: list[Tensor] = []
     with problem.quiet():
         weights = problem.weights()
@@ -182,7 +206,7 @@ def gradient_axis(
             parts = torch.autograd.grad(problem.total(weights, batch)[0], weights, allow_unused=True)
             found = [torch.zeros_like(w) if g is None else g for g, w in zip(parts, weights, strict=True)]
             total = found if not total else [a + b for a, b in zip(total, found, strict=True)]
-    of = space(model)
+    of = space(model, dtype)
     trained = dict(zip(problem.space.names, total, strict=True))
     parts = (trained.get(name, torch.zeros(shape)) for name, shape in zip(of.names, of.shapes, strict=True))
     column = of.flat(part.to(of.device, of.dtype) for part in parts)
@@ -196,18 +220,21 @@ def gradient_axis(
     )
 
 
-def trajectory_axes(model: nn.Module, states: Iterable[State], /, *, count: int = 2) -> Directions:
+def trajectory_axes(
+    model: nn.Module, states: Iterable[State], /, *, count: int = 2, dtype: torch.dtype | None = None
+) -> Directions:
     """The principal directions of checkpoints, of length 1: coordinates are distances in weights.
 
     Args:
         model: The network; the plane goes through its own weights.
         states: State dicts (or networks) of a trajectory, in order.
         count: How many directions.
+        dtype: As in `random_axes`.
 
     Raises:
         ValueError: for fewer than ``count + 1`` different checkpoints, or such as do not fit the network.
     """
-    of = space(model)
+    of = space(model, dtype)
     points = [point_of(of, state, f"checkpoint {i + 1}") for i, state in enumerate(states)]
     if len(points) < count + 1:
         raise ValueError(
@@ -223,17 +250,18 @@ def trajectory_axes(model: nn.Module, states: Iterable[State], /, *, count: int 
     )
 
 
-def axes_between(model: nn.Module, states: Sequence[State], /) -> Directions:
+def axes_between(model: nn.Module, states: Sequence[State], /, *, dtype: torch.dtype | None = None) -> Directions:
     """Directions from a network to others: 1 along the first is the first; of the next, what is orthogonal to it.
 
     Args:
         model: The network at the origin.
         states: State dicts (or networks) of one or two others.
+        dtype: As in `random_axes`.
 
     Raises:
         ValueError: for networks of other shapes, the same network twice, or three on one line.
     """
-    of = space(model)
+    of = space(model, dtype)
     columns = torch.stack([point_of(of, s, f"checkpoint {i + 1}") - of.point() for i, s in enumerate(states)], 1)
     labels = ["towards checkpoint 1", *(f"towards checkpoint {j}, less the others" for j in range(2, len(states) + 1))]
     if len(states) == 1:

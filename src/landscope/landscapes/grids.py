@@ -71,7 +71,7 @@ def plane(
     >>> found.values["train_loss"].tolist()
     [[1.0, 0.5, 1.0], [0.5, 0.0, 0.5], [1.0, 0.5, 1.0]]
     """
-    chosen = random_axes(model) if directions is None else directions
+    chosen = random_axes(model, dtype=settings.get("dtype")) if directions is None else directions
     if len(chosen) != 2:
         raise ValueError(f"a plane has two directions, not {len(chosen)}: see line, ray and interpolation for one")
     spans = span if isinstance(span[0], (tuple, list)) else (span, span)
@@ -107,7 +107,7 @@ def line(
     Raises:
         TypeError, ValueError: as `plane` does.
     """
-    chosen = random_axes(model, count=1) if direction is None else direction
+    chosen = random_axes(model, count=1, dtype=settings.get("dtype")) if direction is None else direction
     return _made("line", model, loss, train, test, _one(chosen), [_axis(span, points)], settings)
 
 
@@ -142,7 +142,7 @@ def ray(
     """
     if not (reach > 0 and power > 0):
         raise ValueError(f"a ray needs a reach and a power above 0, not {reach} and {power}")
-    chosen = random_axes(model, count=1) if direction is None else direction
+    chosen = random_axes(model, count=1, dtype=settings.get("dtype")) if direction is None else direction
     axis = reach * _axis((0.0, 1.0), points) ** power
     return _made("ray", model, loss, train, test, _one(chosen), [axis], settings)
 
@@ -180,7 +180,7 @@ def interpolation(
         TypeError, ValueError: as `plane` does, and for networks of other shapes or twice the same.
     """
     start = at_state(model, first)
-    chosen = axes_between(start, [second])
+    chosen = axes_between(start, [second], dtype=settings.get("dtype"))
     return _made("interpolation", start, loss, train, test, chosen, [_axis(span, points)], settings, "recomputed")
 
 

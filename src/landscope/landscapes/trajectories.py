@@ -34,11 +34,11 @@ def coordinates(model: nn.Module, directions: Directions, states: Sequence[State
     Raises:
         ValueError: for checkpoints of another network.
     """
-    of = space(model)
-    origin, columns = of.point().double(), directions.columns.to(of.device).double()
+    of = space(model, torch.float64)
+    origin, columns = of.point(), directions.columns.to(of.device).double()
     found = []
     for i, state in enumerate(states):
-        away = point_of(of, state, f"checkpoint {i + 1}").double() - origin
+        away = point_of(of, state, f"checkpoint {i + 1}") - origin
         place = torch.linalg.lstsq(columns, away[:, None]).solution[:, 0]
         found.append((place.cpu().numpy(), float((away - columns @ place).norm()), float(away.norm())))
     places, off, far = zip(*found, strict=True)
