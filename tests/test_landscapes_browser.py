@@ -50,6 +50,25 @@ def slider_file(tmp_path_factory) -> Path:
     return write_boundaries(found, tmp_path_factory.mktemp("slider") / "slider.html", width=2.5)
 
 
+def test_lines_show_checkpoints_with_what_is_known_of_them(browser, tmp_path):
+    values = {"train_loss": 0.1 + AXIS**2, "train_accuracy": 1 - AXIS**2}
+    true = {name: there[[4, 2]] + 0.5 for name, there in values.items()}
+    there = {name: found[[4, 2]] for name, found in values.items()}
+    off = np.array([2.0, 0.0])
+    path = Trajectory("training", ("start <b>", "end"), AXIS[[4, 2], None], off, off + 1, true, there)
+    directions, status = Directions(torch.eye(3)[:, :1], ("a <b>",), "made up"), np.full(5, COMPUTED, dtype=np.uint8)
+    found = Landscape("line", (AXIS,), ("a <b>",), values, status, directions, {"directions": "made up"}, (path,))
+    file = write_landscape(found, tmp_path / "line.html")
+    with Visit(browser, file) as visit:
+        visit.until("document.querySelectorAll('#lines .js-plotly-plot .legend').length === 3")
+        assert visit.requests == [file.as_uri()]
+        assert [text for text in visit.complaints if "Content Security" in text or "Error" in text] == []
+        shown = visit.page.evaluate("[...document.querySelectorAll('#lines > div')].map(d => d.data.at(-1).text[0])")
+        assert shown[0] == shown[2] == "start &lt;b&gt;: 2 off the line, which has 1.1 there"
+        visit.page.click("summary >> nth=0")
+        assert visit.page.is_visible("details.static svg")
+
+
 HEIGHTS = "document.getElementById('surface').data[0].z"
 
 

@@ -40,7 +40,7 @@ from landscope.landscapes import (
 )
 from landscope.losses import cross_entropy
 from landscope.models import mlp, seeded
-from landscope.render import landscape_html, write_boundaries, write_landscape
+from landscope.render import landscape_html, lines_figure, write_boundaries, write_landscape
 
 
 @pytest.fixture(autouse=True)
@@ -300,6 +300,42 @@ def test_gaps_are_drawn_as_gaps_and_counted(tmp_path):
     assert "No point has a finite training loss" in landscape_html(found)
     with pytest.raises(ValueError, match="nothing to draw"):
         write_landscape(found, tmp_path / "x.svg")
+
+
+def test_trajectories_beside_lines_are_drawn(walk, tmp_path):
+    model, states, _ = walk
+    data = points()
+    found = line(model, cross_entropy(), data, data, direction=trajectory_axes(model, states, count=1), points=5)
+    for name in ("training <b>", "again"):
+        found = trajectory(found, model, states, cross_entropy(), data, data, name=name)
+    path = found.trajectories[0]
+    loss, accuracy, apart = lines_figure(found).panels
+    for panel, what in ((loss, "loss"), (accuracy, "accuracy")):
+        assert len(panel.series) == 2 + 4
+        for series, name in ((panel.series[2], f"train_{what}"), (panel.series[4], f"test_{what}")):
+            assert np.array_equal(series.x, path.coordinates[:, 0])
+            assert np.array_equal(series.y, path.true[name])
+            assert f"{path.off_plane[1]:.4g} off the line, which has {path.on_plane[name][1]:.4g}" in str(series.hover)
+    assert np.array_equal(apart.series[0].y, path.off_plane)
+    assert f"up to {path.off_plane.max():.4g} off it" in lines_figure(found).finding
+    page = landscape_html(found)
+    assert "<summary>training &lt;b&gt;</summary>" in page
+    (text,) = re.findall(r'id="landscape-data">(.*?)</script>', page, re.DOTALL)
+    shown = json.loads(text)["dark"][0]["data"]
+    assert f"{path.off_plane[1]:.4g} off the line" in shown[2]["text"][1]
+
+
+def test_npz_holds_trajectories_whole(walk, tmp_path):
+    found = walk[2].with_trajectory(walk[2].trajectories[0])
+    with np.load(write_landscape(found, tmp_path / "x.npz")) as arrays:
+        for number, path in enumerate(found.trajectories):
+            for name in ("coordinates", "off_plane", "distance"):
+                assert np.array_equal(arrays[f"trajectory {number}: {name}"], getattr(path, name))
+            for name in path.true:
+                assert np.array_equal(arrays[f"trajectory {number}: true {name}"], path.true[name])
+                assert np.array_equal(arrays[f"trajectory {number}: on_plane {name}"], path.on_plane[name])
+        paths = json.loads(str(arrays["facts"]))["trajectories"]
+    assert paths == [{"name": "trajectory", "checkpoints": list(walk[2].trajectories[0].names)}] * 2
 
 
 def test_lines_are_drawn_as_figures(tmp_path):

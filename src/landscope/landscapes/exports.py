@@ -9,7 +9,10 @@ from landscope.landscapes.result import STATUS, Landscape, to_npz
 
 
 def csv_text(landscape: Landscape) -> str:
-    """One row for each point: coordinates, values, and how it came about; NaN and infinity as ``nan`` and ``inf``."""
+    """One row for each point: coordinates, values, and how it came about; NaN and infinity as ``nan`` and ``inf``.
+
+    Trajectories are not in it: their checkpoints are no points of the grid (`Trajectory.rows` has them).
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*landscape.labels, *landscape.values, "status"])
@@ -58,7 +61,7 @@ def vtk_text(landscape: Landscape, *, log: bool = True, cap: float | None = None
 
 
 def npz_bytes(landscape: Landscape) -> bytes:
-    """An NPZ file of axes, values, directions and facts, which ``numpy.load`` reads without pickle."""
+    """An NPZ file of axes, values, directions, trajectories and facts, which ``numpy.load`` reads without pickle."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **to_npz(landscape))  # type: ignore[arg-type]
     return buffer.getvalue()

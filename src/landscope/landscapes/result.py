@@ -191,11 +191,17 @@ def _trajectory(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Tr
 
 
 def to_npz(landscape: Landscape) -> dict[str, np.ndarray]:
-    """The arrays of an NPZ file: axes, values, status, directions, and the facts as JSON text; nothing is pickled."""
+    """The arrays of an NPZ file: axes, values, status, directions, trajectories by number; nothing is pickled.
+
+    The rest is JSON text under ``facts``, the names of trajectories and of their checkpoints in order among it.
+    """
     found = {f"axis_{i}": axis for i, axis in enumerate(landscape.axes)} | dict(landscape.values)
     found |= {"status": landscape.status, "directions": landscape.directions.columns.detach().cpu().numpy()}
-    for t in landscape.trajectories:
-        found |= {f"trajectory {t.name}: {n}": getattr(t, n) for n in ("coordinates", "off_plane")}
-        found |= {f"trajectory {t.name}: true {n}": v for n, v in t.true.items()}
-    facts = {"labels": landscape.labels, "status": STATUS, **landscape.facts}
+    for i, t in enumerate(landscape.trajectories):
+        found |= {f"trajectory {i}: {n}": getattr(t, n) for n in ("coordinates", "off_plane", "distance")}
+        for part in ("true", "on_plane"):
+            found |= {f"trajectory {i}: {part} {n}": v for n, v in getattr(t, part).items()}
+    paths = [{"name": t.name, "checkpoints": t.names} for t in landscape.trajectories]
+    facts = {"kind": landscape.kind, "labels": landscape.labels, "status": STATUS, "trajectories": paths}
+    facts |= landscape.facts
     return found | {"facts": np.array(json.dumps(facts, ensure_ascii=False))}

@@ -14,7 +14,9 @@ import numpy as np
 from landscope.files import publish
 from landscope.landscapes.exports import csv_text, npz_bytes, vtk_text
 from landscope.landscapes.result import STATUS, Landscape
+from landscope.render.look import THEMES
 from landscope.render.surfaces import FORMS, landscape_file, lines_figure, title_of
+from landscope.render.web import plotly_json
 
 ENDINGS = ("html", *FORMS, "csv", "vtk", "npz", "safetensors")
 STYLE = """
@@ -40,10 +42,10 @@ def write_landscape(
 ) -> Path:
     """Write a landscape, as the name's ending says.
 
-    ``.html``: a surface to turn, with contours, logarithm, cap, values under the pointer and trajectories, in one file
-    that needs nothing else; ``.svg``, ``.pdf``, ``.png``: contours or lines; ``.csv``: a row a point; ``.vtk``: a
-    structured grid for ParaView; ``.npz``: arrays for NumPy; ``.safetensors``: all of it,
-    for `landscope.landscapes.load`.
+    ``.html``: a surface to turn, with contours, logarithm and cap, or lines, with values under the pointer and
+    trajectories, in one file that needs nothing else; ``.svg``, ``.pdf``, ``.png``: contours or lines; ``.csv``: a row
+    a point of the grid, without trajectories (`Trajectory.rows` has those); ``.vtk``: a structured grid for ParaView,
+    also without; ``.npz``: arrays for NumPy; ``.safetensors``: all of it, for `landscope.landscapes.load`.
 
     Args:
         landscape: What to write.
@@ -78,15 +80,14 @@ def write_landscape(
 def landscape_html(landscape: Landscape, *, cap: float | None = None) -> str:
     """A landscape as one HTML file without any address in it; a policy lets its own scripts run alone.
 
-    A plane is a surface to turn; of the other kinds there is the picture, which needs no script.
+    A plane is a surface to turn, the other kinds are lines; the picture under it needs no script.
 
     Args:
         landscape: What to show.
         cap: The cap that the page begins with; it can be changed there.
     """
     if len(landscape.axes) == 1:
-        drawn = _inline(landscape_file(landscape, "svg"))
-        return _page(landscape, f'<figure class="static">{drawn}</figure>', lines_figure(landscape).finding, [])
+        return _lines_html(landscape)
     controls = (
         '<div class="controls"><label>Values <select id="which"></select></label>'
         '<label><input type="checkbox" id="log" checked> logarithm</label>'
@@ -98,10 +99,24 @@ def landscape_html(landscape: Landscape, *, cap: float | None = None) -> str:
     if np.isfinite(landscape.values["train_loss"]).any():
         drawn = _inline(landscape_file(landscape, "svg", cap=cap))
         still = f'<details class="static"><summary>Contours</summary>{drawn}</details>'
-    data = json.dumps(_data(landscape, cap), allow_nan=False).replace("<", "\\u003c")
-    script = f'<script type="application/json" id="landscape-data">{data}</script>'
     scripts = [_text("vendor/plotly-gl3d.min.js"), _text("templates/landscape.js")]
-    return _page(landscape, controls + still + _paths(landscape) + script, _finding(landscape), scripts)
+    body = controls + still + _paths(landscape) + _script(_data(landscape, cap))
+    return _page(landscape, body, _finding(landscape), scripts)
+
+
+def _lines_html(landscape: Landscape) -> str:
+    figure, drawn = lines_figure(landscape), _inline(landscape_file(landscape, "svg"))
+    lines = '<div id="lines" role="img" aria-label="The lines, with their values under the pointer"></div>'
+    still = f'<details class="static"><summary>Picture</summary>{drawn}</details>'
+    data = _script({theme: plotly_json(figure, theme) for theme in THEMES})
+    scripts = [_text("vendor/plotly-cartesian.min.js"), _text("templates/landscape-lines.js")]
+    return _page(landscape, lines + still + _paths(landscape) + data, figure.finding, scripts)
+
+
+def _script(data: Any) -> str:
+    """What the page's own script reads."""
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    return f'<script type="application/json" id="landscape-data">{text}</script>'
 
 
 def _page(landscape: Landscape, body: str, finding: str, scripts: list[str]) -> str:

@@ -1,11 +1,12 @@
 """Landscapes on paper: contours with trajectories, lines, and the loss of checkpoints beside the plane's."""
 
 import io
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscope.figures import Axis, Figure, Panel, Series
+from landscope.figures import SLOTS, Axis, Figure, Panel, Series
 from landscope.landscapes.exports import height, is_log
 from landscope.landscapes.result import INTERPOLATED, MISSING, STOPPED, Landscape, Trajectory
 from landscope.render.look import colour, plain, theme_of, wrapped
@@ -38,6 +39,9 @@ def note_of(landscape: Landscape) -> str:
 def lines_figure(landscape: Landscape) -> Figure:
     """A line, ray, interpolation or curve as a Figure: losses in one panel, accuracies in another.
 
+    Checkpoints of a trajectory stand with their true values where they project to; what the line has there and how far
+    off it they lie is said under the pointer, and the distance has a panel of its own.
+
     Raises:
         ValueError: for a plane, or where no loss is finite.
     """
@@ -48,8 +52,14 @@ def lines_figure(landscape: Landscape) -> Figure:
     for what in ("loss", "accuracy"):
         names = [name for name in landscape.values if name.endswith(f"_{what}")]
         if names:
-            series = tuple(_series(landscape, name, i) for i, name in enumerate(names))
-            panels.append(Panel(what.capitalize(), axis, Axis("mean loss" if what == "loss" else "accuracy"), series))
+            series = [_series(landscape, name, i) for i, name in enumerate(names)]
+            series += [s for i, name in enumerate(names) for s in _checkpoints(landscape, name, i)]
+            label = Axis("mean loss" if what == "loss" else "accuracy")
+            panels.append(Panel(what.capitalize(), axis, label, tuple(series)))
+    if landscape.trajectories:
+        apart = tuple(_checkpoints(landscape, "train_loss", 0, apart=True))
+        label = Axis(f"distance from the {landscape.kind}, in weights")
+        panels.append(Panel("Distance", axis, label, apart))
     loss, x = landscape.values["train_loss"], landscape.axes[0]
     finite = np.isfinite(loss)
     if not finite.any():
@@ -59,6 +69,8 @@ def lines_figure(landscape: Landscape) -> Figure:
         f"The training loss lies between {loss[least]:.4g} (at {x[least]:.3g}) and {loss[most]:.4g} "
         f"(at {x[most]:.3g}) on {len(x)} points of the {landscape.kind}."
     )
+    for path in landscape.trajectories:
+        finding += f" Checkpoints of the {path.name} lie up to {path.off_plane.max():.4g} off it, in weights."
     return Figure(
         f"landscape-{landscape.kind}", title_of(landscape, "loss"), finding, tuple(panels), note_of(landscape)
     )
@@ -70,6 +82,26 @@ def _series(landscape: Landscape, name: str, slot: int) -> Series:
     low, high = (None, None) if error is None else (y - 1.96 * error, y + 1.96 * error)
     group = f"{name.partition('_')[0]} set"
     return Series(name.replace("_", " "), landscape.axes[0], y, low, high, slot=slot, group=group, marks=False)
+
+
+def _checkpoints(landscape: Landscape, name: str, slot: int, apart: bool = False) -> Iterator[Series]:
+    """What checkpoints really have, or how far off the line they lie, over where they project to."""
+    for number, path in enumerate(landscape.trajectories):
+        true, there = path.true[name], path.on_plane[name]
+        hover = (
+            f"{checkpoint}: {off:.4g} off the {landscape.kind}, which has {value:.4g} there"
+            for checkpoint, off, value in zip(path.names, path.off_plane, there, strict=True)
+        )
+        group = f"{path.name}, {name.partition('_')[0]} set"
+        yield Series(
+            f"{path.name}: true {name.replace('_', ' ')}" if not apart else path.name,
+            path.coordinates[:, 0],
+            path.off_plane if apart else np.where(np.isfinite(true), true, np.nan),
+            mode="line+points",
+            slot=(2 + 2 * number + slot) % len(SLOTS),
+            hover=tuple(hover),
+            group=group,
+        )
 
 
 def drawing(salt: str) -> Any:
