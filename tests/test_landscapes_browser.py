@@ -28,6 +28,7 @@ def surface_file(tmp_path_factory) -> Path:
     values = {"train_loss": bowl.copy(), "train_accuracy": 1 / (1 + bowl)}
     status = np.full(bowl.shape, COMPUTED, dtype=np.uint8)
     status[0, 0], values["train_loss"][0, 0], values["train_accuracy"][0, 0] = MISSING, np.nan, np.nan
+    values["train_loss"][0, 4] = np.inf
     true = {"train_loss": np.array([3.0, 0.1]), "train_accuracy": np.array([0.2, 0.9])}
     there = {"train_loss": np.array([0.6, 0.1]), "train_accuracy": np.array([0.6, 0.9])}
     places, off = np.array([[0.5, 0.0], [0.0, 0.0]]), np.array([2.0, 2.0])
@@ -79,7 +80,8 @@ def test_the_surface_shows_what_was_found_follows_its_controls_and_asks_for_noth
         assert [text for text in visit.complaints if "Content Security" in text or "Error" in text] == []
         heights = np.array(visit.page.evaluate(HEIGHTS), float)
         assert np.isnan(heights[0, 0])
-        assert np.isnan(heights).sum() == 1
+        assert np.isnan(heights[4, 0])
+        assert np.isnan(heights).sum() == 2
         assert heights[4, 2] == pytest.approx(np.log10(2.1))  # rows are b
         texts = visit.page.evaluate("document.getElementById('surface').data.map(trace => trace.text.flat())")
         assert "not computed" in texts[0][0]
@@ -96,6 +98,9 @@ def test_the_surface_shows_what_was_found_follows_its_controls_and_asks_for_noth
         assert visit.page.evaluate(f"{HEIGHTS}[4][2]") == pytest.approx(2.1)
         visit.page.fill("#cap", "1.5")
         assert np.nanmax(np.array(visit.page.evaluate(HEIGHTS), float)) == 1.5
+        assert visit.page.evaluate(f"{HEIGHTS}[4][0]") == 1.5  # infinite
+        visit.page.fill("#cap", "")
+        assert visit.page.evaluate(f"{HEIGHTS}[4][0]") is None
         visit.page.select_option("#which", "train_accuracy")
         assert visit.page.is_disabled("#log")
         assert visit.page.evaluate(f"{HEIGHTS}[2][2]") == pytest.approx(1 / 1.1)

@@ -297,7 +297,7 @@ def test_gaps_are_drawn_as_gaps_and_counted(tmp_path):
         write_landscape(found, tmp_path / f"x.{ending}")
     assert "not computed yet" in (tmp_path / "x.csv").read_text()
     values[:] = np.nan
-    assert "No point has a finite training loss" in landscape_html(found)
+    assert "No point of the landscape has a finite train loss" in landscape_html(found)
     with pytest.raises(ValueError, match="nothing to draw"):
         write_landscape(found, tmp_path / "x.svg")
 
@@ -345,6 +345,39 @@ def test_lines_are_drawn_as_figures(tmp_path):
     assert "random direction 1" in write_landscape(found, tmp_path / "x.html").read_text()
     with pytest.raises(ValueError, match="VTK holds surfaces"):
         write_landscape(found, tmp_path / "x.vtk")
+
+
+def test_name_and_log_hold_for_pages_and_for_paraview(walk, tmp_path):
+    found = walk[2]
+    (text,) = re.findall(r'id="landscape-data">(.*?)</script>', landscape_html(found, name="test_accuracy", log=False))
+    assert [json.loads(text)[name] for name in ("name", "log")] == ["test_accuracy", False]
+    page = write_landscape(found, tmp_path / "x.html", name="test_loss").read_text()
+    assert "Test loss on a plane" in page[page.index("<svg") :]
+    heights = {}
+    for name, log in (("test_loss", True), ("test_loss", False), ("test_accuracy", True), ("test_accuracy", False)):
+        lines = write_landscape(found, tmp_path / "x.vtk", name=name, log=log).read_text().splitlines()
+        assert lines[1] == f"Landscope: {name.replace('_', ' ')} on a plane"
+        heights[name, log] = np.array([float(line.split()[2]) for line in lines[6 : 6 + 81]]).reshape(9, 9).T
+        values = found.values[name]
+        drawn = np.log10(values) if log and name == "test_loss" else values
+        np.testing.assert_allclose(heights[name, log], 4 * (drawn - drawn.min()) / np.ptp(drawn), atol=1e-9)
+    for ending in ("html", "vtk", "svg"):
+        with pytest.raises(ValueError, match="no values 'loss'; it has train_loss"):
+            write_landscape(found, tmp_path / f"x.{ending}", name="loss")
+        with pytest.raises(ValueError, match="cap=0 has no logarithm: give a cap above 0"):
+            write_landscape(found, tmp_path / f"x.{ending}", cap=0)
+
+
+@pytest.mark.parametrize("draw", [plane, line])
+def test_what_is_not_computed_yet_is_said_and_written(draw, tmp_path):
+    model, data = mlp((FEATURES,), CLASSES, widths=(4,)), points()
+    found = draw(model, cross_entropy(), data, points=3, folder=tmp_path / "chunks", shard=(1, 2))
+    assert found.count(MISSING) == found.status.size
+    with pytest.raises(ValueError, match=f"none of the {found.status.size} points is computed yet.*without shard="):
+        write_landscape(found, tmp_path / "x.svg")
+    for ending in ("html", "csv", "npz", "safetensors", *(("vtk",) if draw is plane else ())):
+        assert write_landscape(found, tmp_path / f"x.{ending}").stat().st_size > 100
+    assert "points is computed yet" in (tmp_path / "x.html").read_text()
 
 
 @pytest.fixture(scope="module")

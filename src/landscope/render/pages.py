@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from landscope.files import publish
-from landscope.landscapes.exports import csv_text, npz_bytes, vtk_text
+from landscope.landscapes.exports import csv_text, emptiness, height, npz_bytes, vtk_text
 from landscope.landscapes.result import STATUS, Landscape
 from landscope.render.look import THEMES
 from landscope.render.surfaces import FORMS, landscape_file, lines_figure, title_of
@@ -36,7 +36,7 @@ def write_landscape(
     *,
     name: str = "train_loss",
     log: bool = True,
-    cap: float | None = None,
+    cap: float | int | None = None,
     theme: str = "light",
     width: float | int = 6.75,
 ) -> Path:
@@ -50,9 +50,9 @@ def write_landscape(
     Args:
         landscape: What to write.
         path: The file; one of the same name is replaced.
-        name: Which values are drawn.
-        log: Whether heights and colours follow the logarithm, where all values lie above 0.
-        cap: The largest value drawn.
+        name: Which values of a plane are drawn; a page begins with them.
+        log: Whether heights and colours of a plane follow the logarithm of a loss, where all of it lies above 0.
+        cap: The largest value drawn of a plane; infinite ones are drawn there.
         theme: ``"light"`` or ``"dark"``, of pictures.
         width: Of pictures, in inches.
 
@@ -68,23 +68,27 @@ def write_landscape(
     if ending in FORMS:
         content = landscape_file(landscape, ending, name=name, log=log, cap=cap, theme=theme, width=width)
     elif ending == "html":
-        content = landscape_html(landscape, cap=cap).encode()
+        content = landscape_html(landscape, name=name, log=log, cap=cap).encode()
     elif ending == "npz":
         content = npz_bytes(landscape)
     else:
-        content = (csv_text(landscape) if ending == "csv" else vtk_text(landscape, log=log, cap=cap)).encode()
+        content = (csv_text(landscape) if ending == "csv" else vtk_text(landscape, name, log=log, cap=cap)).encode()
     publish(path, content)
     return path
 
 
-def landscape_html(landscape: Landscape, *, cap: float | None = None) -> str:
+def landscape_html(
+    landscape: Landscape, *, name: str = "train_loss", log: bool = True, cap: float | int | None = None
+) -> str:
     """A landscape as one HTML file without any address in it; a policy lets its own scripts run alone.
 
     A plane is a surface to turn, the other kinds are lines; the picture under it needs no script.
 
     Args:
         landscape: What to show.
-        cap: The cap that the page begins with; it can be changed there.
+        name: The values of a plane that the page begins with; all of these can be changed there.
+        log: Whether it begins with the logarithm.
+        cap: The cap that it begins with.
     """
     if len(landscape.axes) == 1:
         return _lines_html(landscape)
@@ -95,16 +99,19 @@ def landscape_html(landscape: Landscape, *, cap: float | None = None) -> str:
         '<button type="button" id="above">From above</button></div>'
         '<div id="surface" role="img" aria-label="The surface, to turn with the pointer"></div>'
     )
+    height(landscape, name, log=log, cap=cap)  # which says what cannot be
     still = ""
-    if np.isfinite(landscape.values["train_loss"]).any():
-        drawn = _inline(landscape_file(landscape, "svg", cap=cap))
+    if not emptiness(landscape, name):
+        drawn = _inline(landscape_file(landscape, "svg", name=name, log=log, cap=cap))
         still = f'<details class="static"><summary>Contours</summary>{drawn}</details>'
     scripts = [_text("vendor/plotly-gl3d.min.js"), _text("templates/landscape.js")]
-    body = controls + still + _paths(landscape) + _script(_data(landscape, cap))
+    body = controls + still + _paths(landscape) + _script(_data(landscape) | {"name": name, "log": log, "cap": cap})
     return _page(landscape, body, _finding(landscape), scripts)
 
 
 def _lines_html(landscape: Landscape) -> str:
+    if emptiness(landscape):
+        return _page(landscape, "", _finding(landscape), [])
     figure, drawn = lines_figure(landscape), _inline(landscape_file(landscape, "svg"))
     lines = '<div id="lines" role="img" aria-label="The lines, with their values under the pointer"></div>'
     still = f'<details class="static"><summary>Picture</summary>{drawn}</details>'
@@ -141,12 +148,18 @@ def _finding(landscape: Landscape) -> str:
     loss = landscape.values["train_loss"]
     finite = np.isfinite(loss)
     if not finite.any():
-        return "No point has a finite training loss."
+        return _sentence(emptiness(landscape))
     i, j = np.unravel_index(int(np.argmin(np.where(finite, loss, np.inf))), loss.shape)
     place = f"({landscape.axes[0][i]:.3g}, {landscape.axes[1][j]:.3g})"
     wrong = landscape.not_finite()
-    gaps = f" {wrong} points are NaN or infinite and drawn as gaps." if wrong else ""
+    gaps = (
+        f" {wrong} points are NaN or infinite and drawn as gaps, infinite ones at a cap that is set." if wrong else ""
+    )
     return f"The training loss is least, {loss[i, j]:.4g}, at {place}, and reaches {loss[finite].max():.4g}.{gaps}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _paths(landscape: Landscape) -> str:
@@ -160,14 +173,13 @@ def _paths(landscape: Landscape) -> str:
     return found
 
 
-def _data(landscape: Landscape, cap: float | None) -> dict[str, Any]:
+def _data(landscape: Landscape) -> dict[str, Any]:
     return {
         "a": landscape.axes[0].tolist(),
         "b": landscape.axes[1].tolist(),
         "values": {name: _listed(values) for name, values in landscape.values.items()},
         "status": landscape.status.tolist(),
         "how": STATUS,
-        "cap": cap,
         "paths": [
             {
                 "name": path.name,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landscope.figures import SLOTS, Axis, Figure, Panel, Series
-from landscope.landscapes.exports import height, is_log
+from landscope.landscapes.exports import emptiness, height, is_log
 from landscope.landscapes.result import INTERPOLATED, MISSING, STOPPED, Landscape, Trajectory
 from landscope.render.look import colour, plain, theme_of, wrapped
 from landscope.render.paper import _settings, pdf, png, svg_file
@@ -60,10 +60,10 @@ def lines_figure(landscape: Landscape) -> Figure:
         apart = tuple(_checkpoints(landscape, "train_loss", 0, apart=True))
         label = Axis(f"distance from the {landscape.kind}, in weights")
         panels.append(Panel("Distance", axis, label, apart))
+    if emptiness(landscape):
+        raise ValueError(emptiness(landscape))
     loss, x = landscape.values["train_loss"], landscape.axes[0]
     finite = np.isfinite(loss)
-    if not finite.any():
-        raise ValueError("no point of the landscape has a finite loss: there is nothing to draw")
     least, most = (f(np.where(finite, loss, fill)) for f, fill in ((np.argmin, np.inf), (np.argmax, -np.inf)))
     finding = (
         f"The training loss lies between {loss[least]:.4g} (at {x[least]:.3g}) and {loss[most]:.4g} "
@@ -119,7 +119,7 @@ def landscape_file(
     *,
     name: str = "train_loss",
     log: bool = True,
-    cap: float | None = None,
+    cap: float | int | None = None,
     theme: str = "light",
     width: float | int = 6.75,
 ) -> bytes:
@@ -129,7 +129,7 @@ def landscape_file(
         landscape: What to draw.
         form: ``"svg"``, ``"pdf"`` or ``"png"``.
         name: Which values of a plane.
-        log: Whether a plane's colours follow the logarithm, where all values lie above 0.
+        log: Whether a plane's colours follow the logarithm of a loss, where all of it lies above 0.
         cap: The largest value drawn of a plane.
         theme: light or dark.
         width: In inches.
@@ -146,8 +146,6 @@ def landscape_file(
             if form == "svg"
             else (pdf if form == "pdf" else png)(figure, width, theme)
         )
-    if name not in landscape.values:
-        raise ValueError(f"the landscape has no values {name!r}; it has {', '.join(landscape.values)}")
     with drawing("landscope landscape"):
         canvas = _plane(landscape, name, log, cap, theme, width)
         buffer = io.BytesIO()
@@ -160,7 +158,9 @@ def landscape_file(
     return buffer.getvalue()
 
 
-def _plane(landscape: Landscape, name: str, log: bool, cap: float | None, theme: str, width: float | int) -> "Canvas":
+def _plane(
+    landscape: Landscape, name: str, log: bool, cap: float | int | None, theme: str, width: float | int
+) -> "Canvas":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -170,8 +170,8 @@ def _plane(landscape: Landscape, name: str, log: bool, cap: float | None, theme:
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(1, wide, squeeze=False)[0]
     drawn = height(landscape, name, log=log, cap=cap)
-    if not np.isfinite(drawn).any():
-        raise ValueError(f"no point of the landscape has a finite {name}: there is nothing to draw")
+    if emptiness(landscape, name):
+        raise ValueError(emptiness(landscape, name))
     low, high = float(np.nanmin(drawn)), float(np.nanmax(drawn))
     levels = np.linspace(low, high if high > low else low + 1e-6 * (abs(low) or 1.0), LEVELS)
     a, b = landscape.axes

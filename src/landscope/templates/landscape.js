@@ -31,7 +31,7 @@
     const logarithm = positive && log.checked;
     const top = cap.value === "" ? Infinity : Number(cap.value);
     const shown = (v) => {
-      const x = finite(v);
+      const x = v === "inf" && top < Infinity ? top : finite(v);
       if (x === null) return null;
       const cut = Math.min(x, top);
       return logarithm ? (cut > 0 ? Math.log10(cut) : null) : cut;
@@ -106,6 +106,8 @@
   above.addEventListener("click", () =>
     Plotly.relayout(place, { "scene.camera": { eye: { x: 0, y: -0.001, z: 1.9 }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } } })
   );
+  which.value = data.name;
+  log.checked = data.log;
   if (typeof data.cap === "number") cap.value = data.cap;
   draw();
 })();
