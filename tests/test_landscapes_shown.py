@@ -429,12 +429,30 @@ def test_the_command_draws(checkpoints, monkeypatch, words, said):
         (("other.safetensors",), "[9, 64] in the file, [10, 64] in the model"),
         (("s9.safetensors",), "there is no checkpoint"),
         (("s0.safetensors", "--shard", "1of2"), "i/n"),
+        (("s9.safetensors", "--out", "a.txt"), "--out a.txt: a plane is written as html"),
+        (("s9.safetensors", "--out", "a.csv", "--out", "walked.py/b.csv"), "is no place for a file"),
+        (("s8.safetensors", "s9.safetensors", "--plane", "between", "--out", "a.vtk"), "a line is written as"),
+        (("s0.safetensors", "--plane", "eigen", "--normalisation", "nonsense"), "filter, layer, model, none"),
     ],
 )
 def test_the_command_says_what_cannot_be(checkpoints, monkeypatch, words, said):
     done = ask(checkpoints, monkeypatch, *words)
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+def test_shards_write_nothing_until_they_are_put_together(checkpoints, monkeypatch, tmp_path):
+    states = [f"s{i}.safetensors" for i in range(3)]
+    words = (*states, "--plane", "pca", "--out", str(tmp_path / "x.csv"), "--runs", str(tmp_path / "runs"))
+    for shard in ("1/3", "2/3"):  # the one chunk is another's
+        done = ask(checkpoints, monkeypatch, *words, "--shard", shard)
+        assert done.exit_code == 0, done.output
+        assert "Nothing is written yet: 9 of 9 points are left to other shards" in done.output
+        assert "without --shard puts them together and writes" in done.output
+        assert not (tmp_path / "x.csv").exists()
+    done = ask(checkpoints, monkeypatch, *words, "--shard", "0/3")  # nothing is missing any more
+    assert "Written: " in done.output
+    assert "not computed yet" not in (tmp_path / "x.csv").read_text()
 
 
 @pytest.mark.docs

@@ -33,7 +33,9 @@ def landscape(
         float | None, typer.Option("--refine", help="From coarse to fine, to this relative error.")
     ] = None,
     batchnorm: Annotated[str | None, typer.Option("--batchnorm", help="frozen or recomputed at each point.")] = None,
-    shard: Annotated[str | None, typer.Option("--shard", help="i/n: part i of n alone, from 0.")] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="i/n: compute part i of n alone, from 0; files come last.")
+    ] = None,
     draw: Annotated[int, typer.Option("--draw", help="The seed of random directions.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Draws the data split: the one used in training.")] = 0,
     train: Annotated[int | None, typer.Option("--train", help="Training samples; else the data set's own.")] = None,

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from landscope import landscapes, losses
 from landscope.data import find
+from landscope.directions import NORMALISATIONS
 from landscope.engine import sized
-from landscope.landscapes import Directions, Landscape, Settings
+from landscope.landscapes import MISSING, Directions, Landscape, Settings
 from landscope.own.checkpoints import build, load_checkpoint, load_into
+from landscope.own.wanted import LOSSES, check_place
 from landscope.render import write_landscape
+from landscope.render.pages import ENDINGS
 from landscope.terminal import plain, progress
 
 PLANES = ("random", "eigen", "pca", "between")
@@ -37,7 +40,7 @@ class Asked:
         draw: The seed of random directions.
         train: Training samples, None for the data set's own.
         settings: Those of `landscope.landscapes.Settings`.
-        out: Files to write; none: a page beside the last checkpoint.
+        out: Files to write, once no point is missing; none: a page beside the last checkpoint.
         cache: Where decoded data are kept.
         device: Where to compute.
     """
@@ -58,9 +61,14 @@ class Asked:
     cache: Path
     device: str
 
+    @property
+    def files(self) -> list[Path]:
+        """What is to be written."""
+        return list(self.out) or [self.checkpoints[-1].with_suffix(".landscape.html")]
+
 
 def draw_landscape(asked: Asked) -> list[Path]:
-    """Compute the landscape, say what it shows, write the files; returns their paths.
+    """Compute the landscape, say what it shows, write the files; returns their paths, none while points are missing.
 
     Raises:
         FileNotFoundError, ValueError, LookupError, ImportError: for what is not there or does not fit, in words.
@@ -81,11 +89,20 @@ def draw_landscape(asked: Asked) -> list[Path]:
     print(plain(repr(made)))
     for name, fact in made.facts.items():
         print(plain(f"{name}: {fact}"))
-    out = asked.out or [asked.checkpoints[-1].with_suffix(".landscape.html")]
-    for path in out:
+    missing = made.count(MISSING)
+    if missing:
+        print(
+            plain(
+                f"Nothing is written yet: {missing:,} of {made.status.size:,} points are left to other shards. What is "
+                f"computed is kept in {settings.get('folder')}; once all shards are done, the same command without "
+                f"--shard puts them together and writes {', '.join(map(str, asked.files))}"
+            )
+        )
+        return []
+    for path in asked.files:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_landscape(made, path, cap=settings.get("cap"))
-    return list(out)
+    return asked.files
 
 
 def _landscape(
@@ -106,7 +123,7 @@ def _landscape(
             ranges = tuple(_around(places[:, j]) for j in range(2))
         settings = Settings(batchnorm="recomputed") | settings
     made = landscapes.plane(model, loss, train, test, directions=directions, span=ranges, points=points, **settings)
-    if len(states) == 1:
+    if len(states) == 1 or made.count(MISSING):
         return made
     names = [path.stem for path in asked.checkpoints]
     return landscapes.trajectory(made, model, states, loss, train, test, name="checkpoints", names=names, **settings)
@@ -145,12 +162,14 @@ def check(asked: Asked) -> None:
     Raises:
         ValueError: for options out of range.
     """
-    from landscope.own.wanted import LOSSES
-
     if asked.plane not in PLANES:
         raise ValueError(f"--plane is one of {', '.join(PLANES)}, not {asked.plane!r}")
     if asked.loss not in LOSSES:
         raise ValueError(f"--loss is {' or '.join(LOSSES)}, not {asked.loss!r}")
+    if asked.normalisation not in NORMALISATIONS:
+        raise ValueError(f"--normalisation is one of {', '.join(NORMALISATIONS)}, not {asked.normalisation!r}")
+    for path in asked.files:
+        _check_file(path, line=asked.plane == "between" and len(asked.checkpoints) == 2)
     if asked.plane == "between" and len(asked.checkpoints) not in (2, 3):
         raise ValueError(
             f"--plane between goes through 2 checkpoints (a line) or 3 (a plane), not {len(asked.checkpoints)}"
@@ -160,3 +179,11 @@ def check(asked: Asked) -> None:
             f"--plane pca needs at least 3 checkpoints of a trajectory, not {len(asked.checkpoints)}: "
             "take --plane random or eigen for one"
         )
+
+
+def _check_file(path: Path, line: bool) -> None:
+    endings = [ending for ending in ENDINGS if not (line and ending == "vtk")]
+    if path.suffix.removeprefix(".") not in endings:
+        what = "a line" if line else "a plane"
+        raise ValueError(f"--out {path}: {what} is written as {', '.join(endings)}; end the file's name so")
+    check_place("--out", path, "a file")

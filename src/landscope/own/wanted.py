@@ -77,9 +77,9 @@ class Wanted:
         check_file(self.checkpoint)
         check_factory(self.factory)
         check_name(self.data)
-        _check_place("--out", self.page, "an HTML file")
+        check_place("--out", self.page, "an HTML file")
         if self.json not in (None, "-"):
-            _check_place("--json", Path(self.json), "a JSON file, or -,")  # type: ignore[arg-type]
+            check_place("--json", Path(self.json), "a JSON file, or -,")  # type: ignore[arg-type]
 
 
 def listed(measures: Sequence[str] | None) -> list[str]:
@@ -148,8 +148,8 @@ def missing_module(factory: str, missing: str | None) -> str:
     return f"--model {factory}: cannot import {missing!r} (from {Path.cwd()}, or installed){plainly}"
 
 
-def _check_place(option: str, path: Path, what: str) -> None:
-    """Refuse a file that could not be written after everything has been measured."""
+def check_place(option: str, path: Path, what: str) -> None:
+    """Refuse a file that could not be written after everything has been computed."""
     parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if path.is_dir() or not parent.is_dir():
         raise ValueError(f"{option} {path} is no place for a file: name {what} in a folder")
