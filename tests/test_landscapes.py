@@ -455,12 +455,25 @@ def test_a_ray_has_its_points_near_the_start():
     assert found.axes[0].tolist() == [0, 0.03125, 0.125, 0.28125, 0.5]
 
 
+def test_any_pair_says_what_holds_for_each_axis():
+    model, data = mlp((FEATURES,), CLASSES, widths=(4,)), points()
+    expected = plane(model, cross_entropy(), data, points=(2, 3), span=((-1, 2), (0, 1)))
+    for pair, span in (
+        ([2, 3], [[-1, 2], [0, 1]]),
+        ([2, 3], [(-1, 2), (0, 1)]),
+        (torch.Size([2, 3]), ((-1, 2), [0, 1])),
+    ):
+        found = plane(model, cross_entropy(), data, points=pair, span=span)
+        assert np.array_equal(found.values["train_loss"], expected.values["train_loss"])
+
+
 def test_an_interpolation_goes_through_both_networks():
     first, second = (mlp((FEATURES,), CLASSES, batchnorm=True) for _ in range(2))
     data = points()
     kept: dict[str, Any] = {"points": 5, "span": (-0.5, 1.5)}
     found = interpolation(first, first.state_dict(), second, cross_entropy(), data, batchnorm="frozen", **kept)
     assert found.values["train_loss"][1] == pytest.approx(cross_entropy()(first.eval()(data[0]), data[1]).item())
+    assert found.labels == found.directions.labels == ("t: 0 is the first network, 1 the second",)
     renewed = interpolation(first, first, second, cross_entropy(), data, **kept)
     own = line(second, cross_entropy(), data, points=2, span=(0, 1e-9), batchnorm="recomputed")
     assert renewed.values["train_loss"][3] == pytest.approx(own.values["train_loss"][0], rel=1e-4)
@@ -508,6 +521,8 @@ WRONG: dict[str, tuple[Any, str]] = {
         "belong to another network",
     ),
     "a zero direction": (lambda m, d: Directions(torch.zeros(3, 1), ("x",), ""), "length 0"),
+    "three numbers of points": (lambda m, d: plane(m, cross_entropy(), d, points=[3, 4, 5]), "points holds for both"),
+    "three ends": (lambda m, d: plane(m, cross_entropy(), d, span=(0, 1, 2)), r"\(low, high\), not \(0, 1, 2\)"),
     "dead weights": (lambda m, d: random_axes(zeroed(m)), "zero throughout"),
     "one direction": (lambda m, d: plane(m, cross_entropy(), d, directions=random_axes(m, count=1)), "two directions"),
     "three directions": (lambda m, d: line(m, cross_entropy(), d, direction=random_axes(m)), "one direction"),

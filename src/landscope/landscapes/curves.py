@@ -62,7 +62,7 @@ def curve(
         settings: See `Settings`; ``batch_loss`` is for lines and planes alone.
 
     Returns:
-        A Landscape over t; its facts name the largest loss on the curve and on the ends.
+        A Landscape over t.
 
     Raises:
         ValueError: as `landscope.landscapes.interpolation` does, for data that cannot be held in memory, and where

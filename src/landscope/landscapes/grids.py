@@ -3,7 +3,8 @@
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Unpack
+from dataclasses import replace
+from typing import Any, Unpack
 
 import numpy as np
 from torch import nn
@@ -18,7 +19,7 @@ from landscope.landscapes.samples import bytes_of
 from landscope.landscapes.settings import Settings, facts_of, surface_of
 from landscope.landscapes.ways import Surface
 
-Span = tuple[float | int, float | int]
+Span = Sequence[float | int]
 FEWEST = 2
 
 
@@ -30,8 +31,8 @@ def plane(
     /,
     *,
     directions: Directions | None = None,
-    span: Span | tuple[Span, Span] = (-1.0, 1.0),
-    points: int | tuple[int, int] = 51,
+    span: Span | Sequence[Span] = (-1.0, 1.0),
+    points: int | Sequence[int] = 51,
     **settings: Unpack[Settings],
 ) -> Landscape:
     """The loss on a plane through a network's weights: L(θ + a·d₁ + b·d₂) on a grid of a and b.
@@ -44,8 +45,8 @@ def plane(
         train: Training data: inputs and targets, Batches, a DataLoader or a list of batches.
         test: Test data, or None.
         directions: Two directions; None: `random_axes`, filter-normalised, seed 0.
-        span: The range of a and b, or of each.
-        points: The number of points along both, or along each.
+        span: The range ``(low, high)`` of a and b, or a pair of ranges.
+        points: The number of points along both, or a pair of numbers.
         settings: See `Settings`.
 
     Returns:
@@ -74,9 +75,9 @@ def plane(
     chosen = random_axes(model, dtype=settings.get("dtype")) if directions is None else directions
     if len(chosen) != 2:
         raise ValueError(f"a plane has two directions, not {len(chosen)}: see line, ray and interpolation for one")
-    spans = span if isinstance(span[0], (tuple, list)) else (span, span)
-    counts = points if isinstance(points, tuple) else (points, points)
-    axes = [_axis(s, n) for s, n in zip(spans, counts, strict=True)]  # type: ignore[arg-type]
+    spans = _pair("span", span, np.ndim(span[0]) == 0)
+    counts = _pair("points", points, np.ndim(points) == 0)
+    axes = [_axis(s, n) for s, n in zip(spans, counts, strict=True)]
     return _made("plane", model, loss, train, test, chosen, axes, settings)
 
 
@@ -180,7 +181,10 @@ def interpolation(
         TypeError, ValueError: as `plane` does, and for networks of other shapes or twice the same.
     """
     start = at_state(model, first)
-    chosen = axes_between(start, [second], dtype=settings.get("dtype"))
+    chosen = replace(
+        axes_between(start, [second], dtype=settings.get("dtype")),
+        labels=("t: 0 is the first network, 1 the second",),
+    )
     return _made("interpolation", start, loss, train, test, chosen, [_axis(span, points)], settings, "recomputed")
 
 
@@ -219,7 +223,18 @@ def _one(direction: Directions) -> Directions:
     return direction
 
 
+def _pair(name: str, given: Any, single: bool) -> tuple[Any, Any]:
+    """What holds for the two axes, of a single thing or a pair."""
+    if single:
+        return given, given
+    if len(given) != 2:
+        raise ValueError(f"{name} holds for both axes, or is a pair, one for each, not {given}")
+    return given[0], given[1]
+
+
 def _axis(span: Span, points: int) -> np.ndarray:
+    if len(span) != 2:
+        raise ValueError(f"a span is (low, high), not {span}")
     low, high = float(span[0]), float(span[1])
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"a span is (low, high) with low < high, both finite, not {span}")
