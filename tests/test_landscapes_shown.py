@@ -325,6 +325,18 @@ def test_trajectories_beside_lines_are_drawn(walk, tmp_path):
     assert f"{path.off_plane[1]:.4g} off the line" in shown[2]["text"][1]
 
 
+def test_a_trajectory_without_test_values_is_drawn_where_it_has_some(walk, tmp_path):
+    model, states, found = walk
+    data = points()
+    flat = replace(found, trajectories=())
+    straight = line(model, cross_entropy(), data, data, points=5)
+    ours = [trajectory(draw, model, states, cross_entropy(), data) for draw in (flat, straight)]
+    for walked in ours:
+        for ending in ("svg", "html"):
+            assert write_landscape(walked, tmp_path / f"x.{ending}", name="test_loss").stat().st_size > 1000
+    assert [len(panel.series) for panel in lines_figure(ours[1]).panels] == [3, 3, 1]
+
+
 def test_npz_holds_trajectories_whole(walk, tmp_path):
     found = walk[2].with_trajectory(walk[2].trajectories[0])
     with np.load(write_landscape(found, tmp_path / "x.npz")) as arrays:

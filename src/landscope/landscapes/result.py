@@ -25,7 +25,7 @@ class Trajectory:
     Args:
         name: What it is.
         names: Of the checkpoints (steps, files).
-        coordinates: Where each projects to, ``[m, k]``.
+        coordinates: Where each projects to on the landscape's axes, ``[m, k]``; beside a curve t of its nearest point.
         off_plane: The distance of each from its projection, in weights, ``[m]``.
         distance: The distance of each from the origin, ``[m]``.
         true: What each network's own values are, by name as in `Landscape.values`, ``[m]``; with its own BatchNorm

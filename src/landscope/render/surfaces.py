@@ -87,6 +87,8 @@ def _series(landscape: Landscape, name: str, slot: int) -> Series:
 def _checkpoints(landscape: Landscape, name: str, slot: int, apart: bool = False) -> Iterator[Series]:
     """What checkpoints really have, or how far off the line they lie, over where they project to."""
     for number, path in enumerate(landscape.trajectories):
+        if name not in path.true:
+            continue
         true, there = path.true[name], path.on_plane[name]
         hover = (
             f"{checkpoint}: {off:.4g} off the {landscape.kind}, which has {value:.4g} there"
@@ -165,7 +167,7 @@ def _plane(
     from matplotlib.figure import Figure as Canvas
 
     colours, paths = theme_of(theme), landscape.trajectories
-    wide = 1 + bool(paths)
+    wide = 1 + any(name in path.true for path in paths)
     canvas = Canvas(figsize=(width, 0.78 * width / wide + 0.4), layout="constrained", facecolor=colours.paper)
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(1, wide, squeeze=False)[0]
@@ -190,7 +192,8 @@ def _plane(
         axes[0].plot(
             *path.coordinates.T[:2], color=paint, marker="o", markersize=3, linewidth=1, label=plain(path.name)
         )
-        _losses(axes[1], path, name, paint, theme)
+        if name in path.true:
+            _losses(axes[1], path, name, paint, theme)
     axes[0].set_xlim(a[0], a[-1])
     axes[0].set_ylim(b[0], b[-1])
     return canvas
