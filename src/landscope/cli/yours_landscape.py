@@ -34,7 +34,7 @@ def landscape(
     ] = None,
     batchnorm: Annotated[str | None, typer.Option("--batchnorm", help="frozen or recomputed at each point.")] = None,
     shard: Annotated[
-        str | None, typer.Option("--shard", help="i/n: compute part i of n alone, from 0; files come last.")
+        str | None, typer.Option("--shard", help="i/n: part i of n alone, from 0; files once all are done.")
     ] = None,
     draw: Annotated[int, typer.Option("--draw", help="The seed of random directions.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Draws the data split: the one used in training.")] = 0,
