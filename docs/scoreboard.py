@@ -16,7 +16,8 @@ HEAD = """# Results
 
 One file for each experiment, with the tables of its reports as text (`landscope report EXPERIMENT --out FILE.md`):
 verdicts under every protocol, means of all arms, what was run and how long it took. Below are all claims under the
-published protocol and under each control, all data sets, positive controls last.
+published protocol and under each control, all data sets, positive controls last. *On new seeds* is a replication,
+judged alone, where more seeds were run than planned.
 
 """
 ABOVE = """
@@ -34,11 +35,12 @@ BESIDE = re.compile(r"; [^()]*\)")  # what stands in brackets after the interval
 
 @dataclass(frozen=True)
 class Row:
-    """One claim on one data set: its text, the paper's number, and by protocol what is said of it."""
+    """One claim on one data set: its text, the paper's number, by protocol what is said of it, and on new seeds."""
 
     claim: str
     paper: str
     said: dict[str, str]
+    again: str = ""
 
     @property
     def cells(self) -> list[str]:
@@ -46,12 +48,21 @@ class Row:
         published, *controls = (CELL.match(text) for text in self.said.values())
         if published is None:
             return [self.claim, self.paper, "", "not judged", ""]
-        ours = BESIDE.sub(")", published["rest"]).strip().removeprefix(": ").partition("; ")[0]
+        ours, again = _number(published), CELL.match(self.again)
         kind = f", {published['why']}" if published["why"] else ""
         words = {name: found["word"] for name, found in zip(list(self.said)[1:], controls, strict=True) if found}
         counts = [f"{n} {word}" for word, n in Counter(words.values()).most_common()]
         said = ", ".join([f"{name}: {word}" for name, word in words.items()] if len(words) == 1 else counts) or "–"
-        return [self.claim, self.paper, ours.replace(", n = ", "; n = "), f"**{published['word']}**{kind}", said]
+        verdict = f"**{published['word']}**{kind}"
+        if again is not None:
+            verdict += f"; on new seeds **{again['word']}**, {_number(again)}"
+        return [self.claim, self.paper, ours, verdict, said]
+
+
+def _number(found: re.Match[str]) -> str:
+    """The effect, the interval that decides, and n."""
+    effect = BESIDE.sub(")", found["rest"]).strip().removeprefix(": ").partition("; ")[0]
+    return effect.replace(", n = ", "; n = ")
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,14 @@ def read(path: Path) -> Record:
     parts = []
     for section in rest:
         title, _, body = section.partition("\n")
+        again = {(row[0], row[2]): row[3] for _, rows in tables(body, "Replication") for row in rows}
         claims = [
-            Row(row[0], row[1], dict(zip(names[2:], row[2:], strict=True)))
+            Row(
+                row[0],
+                row[1],
+                dict(zip(names[2:], row[2:], strict=True)),
+                again.get((row[0].removesuffix(" (post hoc)"), names[2]), ""),
+            )
             for names, rows in tables(body, "Verdicts")
             for row in rows
         ]
@@ -127,7 +144,7 @@ def whole(found: Sequence[Record]) -> str:
     """docs/results/README.md: every claim on every data set."""
     parts, judged = [], [row for record in found for part in record.parts for row in part.claims]
     if judged:
-        held = sum("**supported**" in row.cells[3] for row in judged)
+        held = sum(row.cells[3].startswith("**supported**") for row in judged)
         parts.append(
             f"{len(judged)} claims are judged as published, and {held} are supported. Were none of them true, a level "
             f"of 5 % without correction would call about {0.05 * len(judged):.0f} supported; the correction within "

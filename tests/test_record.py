@@ -233,5 +233,18 @@ def test_the_scoreboard_is_what_the_records_say(scoreboard, report, text, tmp_pa
     assert every.count(f"| positive control: {made_up.POSITIVE.text}") == 2
 
 
+def test_a_replication_stands_beside_what_was_planned_and_is_not_counted(scoreboard, report, tmp_path):
+    published = [v for v in report.verdicts if v.control is None]
+    again = dataclasses.replace(report, replication=published, replication_seeds="seeds 10 to 19")
+    (tmp_path / "made_up.md").write_text(to_markdown(again), encoding="utf-8")
+    (found,) = scoreboard.records(tmp_path)
+    for row, verdict in zip(found.parts[0].claims, published, strict=False):
+        first, _, new = row.cells[3].partition("; on new seeds ")
+        assert first.startswith(f"**{verdict.word}**")
+        assert new == f"**{verdict.word}**, {row.cells[2]}"
+    supported = sum(v.word == "supported" for v in published if v.claim.primary and not v.claim.positive)
+    assert f"judged as published, and {supported} are supported" in scoreboard.whole([found])
+
+
 def test_the_readmes_scoreboard_is_that_of_the_records(scoreboard, root):
     assert [path.name for path in scoreboard.outdated(root)] == []
