@@ -1,6 +1,8 @@
 """Gradients of many chains of layers at once, written out: the fast way for small networks.
 
-How the numbers are laid out, and why they do not depend on how many members there are, is in `layers`.
+Every operation is on ``[members, batch, …]``. Each member's numbers are a function of its own rows alone, to the bit,
+however many members there are: batched products work member by member, and buffers are padded so that no element ever
+falls into the shorter code at the end of a vector loop.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from landscope.population.layers import Buffers, Layer, Pass, aten, backward_through
+from landscope.population.layers import Buffers, Layer, Linear, Pass, aten, backward_through
 from landscope.population.layout import Layout
 
 
@@ -27,7 +29,10 @@ class Chain:
     def __init__(
         self, layers: Sequence[Layer], layout: Layout, loss: Callable[[Tensor, Tensor], Tensor], device: torch.device
     ) -> None:
-        self._layers = layers
+        *self._layers, last = layers
+        if not isinstance(last, Linear):
+            raise ValueError(f"a chain ends with a linear layer, not with {type(last).__name__}")
+        self._last = last
         self._layout, self._loss, self._device = layout, loss, device
         self.forget()
 
@@ -55,13 +60,17 @@ class Chain:
             update: Whether running statistics are updated.
         """
         run = self._pass(rows, buffers, training=True, update=update)
-        z, targets = self._outputs(batch[0], run), batch[1]
+        x, targets = self._before_last(batch[0], run), batch[1]
+        first = not self._layers
         if self._indexed(targets):
-            losses, d = self._cross_entropy(z, targets)
+            losses, d = self._cross_entropy(self._last.head(x, run), targets)
+            d = self._last.head_backward(d, run, first)
         else:
-            d, losses = torch.func.vmap(torch.func.grad_and_value(self._loss))(z.transpose(1, 2), targets)
-            d = d.transpose(1, 2).contiguous()
-        backward_through(self._layers, d, run, True)
+            outputs = self._last.forward(x, run)
+            d, losses = torch.func.vmap(torch.func.grad_and_value(self._loss))(outputs, targets)
+            d = self._last.backward(d, run, first)
+        if d is not None:
+            backward_through(self._layers, d, run, True)
         parts = [run.gradients[name].reshape(len(rows), -1) for name in self._layout.names]
         rest = self._layout.width - self._layout.used
         torch.cat([*parts, self._scratch("rest", len(rows), rest)], 1, out=out)
@@ -91,18 +100,20 @@ class Chain:
         Third come the losses of all samples, ``[members, batch]``, for the cross-entropy alone; none is below 0.
         """
         run = self._pass(rows, buffers, training=False)
-        z, targets = self._outputs(batch[0], run), batch[1]
+        x, targets = self._before_last(batch[0], run), batch[1]
         if self._indexed(targets):
+            z = self._last.head(x, run)
             logs = aten._log_softmax.out(z, 1, False, out=self._scratch("logs", *z.shape))
             losses = logs.gather(1, targets.unsqueeze(1)).squeeze(1).neg_()
             right = (z.argmax(1) == targets).sum(1) if accuracy else None
             return losses.sum(1), right, losses
-        losses = torch.func.vmap(self._loss)(z.transpose(1, 2), targets) * z.shape[2]
-        right = (z.argmax(1) == targets).sum(1) if accuracy else None
+        outputs = self._last.forward(x, run)
+        losses = torch.func.vmap(self._loss)(outputs, targets) * x.shape[1]
+        right = (outputs.argmax(2) == targets).sum(1) if accuracy else None
         return losses, right, None
 
-    def _outputs(self, inputs: Tensor, run: Pass) -> Tensor:
-        x = (inputs.flatten(2) if inputs.dim() > 2 else inputs.unsqueeze(2)).transpose(1, 2)
+    def _before_last(self, inputs: Tensor, run: Pass) -> Tensor:
+        x = inputs.flatten(2) if inputs.dim() > 2 else inputs.unsqueeze(2)
         for layer in self._layers:
             x = layer.forward(x, run)
         return x

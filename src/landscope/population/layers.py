@@ -1,9 +1,8 @@
 """Layers of many networks at once, forward and backward written out.
 
-Every operation is on ``[members, features, batch]``: products with small matrices are faster with the longer side last,
-and a softmax over the last dimension would cost 30 times as much. Each member's numbers are a function of its own rows
-alone, to the bit, however many members there are: batched products work member by member, and buffers are padded so
-that no element ever falls into the shorter code at the end of a vector loop.
+Every operation is on ``[members, batch, …]``. Each member's numbers are a function of its own rows alone, to the bit,
+however many members there are: batched products work member by member, and buffers are padded so that no element ever
+falls into the shorter code at the end of a vector loop.
 """
 
 import math
@@ -57,7 +56,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Linear:
-    """W x + b."""
+    """x Wᵀ + b."""
 
     name: str
     outputs: int
@@ -66,20 +65,39 @@ class Linear:
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         """The outputs; the inputs are remembered."""
         run.kept[self] = x
-        y = run.scratch(self, len(x), self.outputs, x.shape[2])
-        torch.bmm(run.parameters[f"{self.name}.weight"], x, out=y)
-        return y.add_(run.parameters[f"{self.name}.bias"].unsqueeze(2)) if self.bias else y
+        y = run.scratch(self, len(x), x.shape[1], self.outputs)
+        torch.bmm(x, run.parameters[f"{self.name}.weight"].transpose(1, 2), out=y)
+        return y.add_(run.parameters[f"{self.name}.bias"].unsqueeze(1)) if self.bias else y
 
     def backward(self, d: Tensor, run: Pass, first: bool) -> Tensor | None:
         """The gradient of the inputs, unless these are the data."""
-        x, m, name = run.kept[self], len(d), f"{self.name}.weight"
-        made = run.scratch((self, "w"), m, self.outputs, x.shape[1])
-        run.gradients[name] = torch.bmm(d, x.transpose(1, 2), out=made)
-        if self.bias:
-            run.gradients[f"{self.name}.bias"] = torch.sum(d, 2, out=run.scratch((self, "b"), m, self.outputs))
+        x, weight = run.kept[self], run.parameters[f"{self.name}.weight"]
+        self._gradients(run, d.transpose(1, 2), d, 1, x)
         if first:
             return None
-        return torch.bmm(run.parameters[name].transpose(1, 2), d, out=run.scratch((self, "d"), *x.shape))
+        return torch.bmm(d, weight, out=run.scratch((self, "d"), len(d), d.shape[1], x.shape[2]))
+
+    def _gradients(self, run: Pass, left: Tensor, summed: Tensor, over: int, x: Tensor) -> None:
+        m = len(x)
+        name, made = f"{self.name}.weight", run.scratch((self, "w"), m, self.outputs, x.shape[2])
+        run.gradients[name] = torch.bmm(left, x, out=made)
+        if self.bias:
+            run.gradients[f"{self.name}.bias"] = torch.sum(summed, over, out=run.scratch((self, "b"), m, self.outputs))
+
+    def head(self, x: Tensor, run: Pass) -> Tensor:
+        """The outputs with the classes before the samples: a softmax over the last dimension costs 30 times as much."""
+        run.kept[self] = x
+        y = run.scratch((self, "head"), len(x), self.outputs, x.shape[1])
+        torch.bmm(run.parameters[f"{self.name}.weight"], x.transpose(1, 2), out=y)
+        return y.add_(run.parameters[f"{self.name}.bias"].unsqueeze(2)) if self.bias else y
+
+    def head_backward(self, d: Tensor, run: Pass, first: bool) -> Tensor | None:
+        """`backward` for `head`."""
+        x, weight = run.kept[self], run.parameters[f"{self.name}.weight"]
+        self._gradients(run, d, d, 2, x)
+        if first:
+            return None
+        return torch.bmm(d.transpose(1, 2), weight, out=run.scratch((self, "d"), *x.shape))
 
 
 @dataclass(frozen=True)
@@ -131,37 +149,37 @@ class Norm:
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         """Normalised by the batch in training, by the running statistics else."""
         if run.training or not self.tracked:
-            n = several(x.shape[2], self.name)
-            mean = x.mean(2, keepdim=True)
+            n = several(x.shape[1], self.name)
+            mean = x.mean(1, keepdim=True)
             centred = x - mean
-            variance = centred.square().mean(2, keepdim=True)
+            variance = centred.square().mean(1, keepdim=True)
             if run.training and run.update and self.tracked:
                 keep = 1 - self.momentum
-                run.buffers[f"{self.name}.running_mean"].mul_(keep).add_(mean.squeeze(2), alpha=self.momentum)
-                unbiased = variance.squeeze(2) * (n / (n - 1))
+                run.buffers[f"{self.name}.running_mean"].mul_(keep).add_(mean.squeeze(1), alpha=self.momentum)
+                unbiased = variance.squeeze(1) * (n / (n - 1))
                 run.buffers[f"{self.name}.running_var"].mul_(keep).add_(unbiased, alpha=self.momentum)
                 run.buffers[f"{self.name}.num_batches_tracked"].add_(1)
         else:
-            centred = x - run.buffers[f"{self.name}.running_mean"].unsqueeze(2)
-            variance = run.buffers[f"{self.name}.running_var"].unsqueeze(2)
+            centred = x - run.buffers[f"{self.name}.running_mean"].unsqueeze(1)
+            variance = run.buffers[f"{self.name}.running_var"].unsqueeze(1)
         scale = (variance + self.eps).rsqrt_()
         y = centred.mul_(scale)
         run.kept[self] = y, scale
         if not self.affine:
             return y
-        weight, bias = (run.parameters[f"{self.name}.{which}"].unsqueeze(2) for which in ("weight", "bias"))
+        weight, bias = (run.parameters[f"{self.name}.{which}"].unsqueeze(1) for which in ("weight", "bias"))
         return (y * weight).add_(bias)
 
     def backward(self, d: Tensor, run: Pass, first: bool) -> Tensor | None:
         """The gradient of the inputs, through the batch's statistics."""
         y, scale = run.kept[self]
         if self.affine:
-            run.gradients[f"{self.name}.weight"] = (d * y).sum(2)
-            run.gradients[f"{self.name}.bias"] = d.sum(2)
-            d = d * run.parameters[f"{self.name}.weight"].unsqueeze(2)
+            run.gradients[f"{self.name}.weight"] = (d * y).sum(1)
+            run.gradients[f"{self.name}.bias"] = d.sum(1)
+            d = d * run.parameters[f"{self.name}.weight"].unsqueeze(1)
         if first:
             return None
-        return (d - d.mean(2, keepdim=True)).sub_(y * (d * y).mean(2, keepdim=True)).mul_(scale)
+        return (d - d.mean(1, keepdim=True)).sub_(y * (d * y).mean(1, keepdim=True)).mul_(scale)
 
 
 @dataclass(frozen=True, eq=False)
