@@ -1,6 +1,6 @@
 """A population trains each member as if it were alone: the same numbers up to rounding, whoever else is there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from landscope.models import mlp, residual_mlp
 from landscope.optimizers import ASAM, GSAM, SAM
 from landscope.population import advance, begin, checkpoint, evaluate, restore, state_of, structure_key
 from landscope.population.layers import layers_of
-from landscope.regularizers import flatness, path_norm, spectral_norm, weight_noise
+from landscope.regularizers import flatness, path_norm, spectral_norm, weight_decay, weight_noise
 from landscope.spec import Call, Recipe, call
 from landscope.train import loss_below
 from landscope.types import Batches
@@ -469,3 +469,31 @@ def test_a_regularizer_that_is_never_stacked_is_refused():
     assert groups([r], Sizes((FEATURES,), CLASSES, 23))[0].executor == "solo"
     with pytest.raises(ValueError, match="the regularizer spectral_norm is not known to be safe to stack"):
         begin([r], [blobs(0, None)])
+
+
+@pytest.mark.parametrize(("outputs", "batch", "samples"), [(1, 64, 64), (3, 64, 65), (3, 32, 32)])
+@pytest.mark.parametrize("regularized", [False, True])
+def test_a_member_alone_has_the_bits_that_it_has_in_company(outputs: int, batch: int, samples: int, regularized: bool):
+    """A product of a single pair of matrices goes another way than those of several."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(samples, 5, generator=generator), torch.randn(samples, outputs, generator=generator)
+    data = Data(Batches(x, y), None, None, outputs, "regression")
+    recipes = [
+        replace(
+            recipe(seed=s, steps=12 + s, batch_size=batch),
+            model=call(mlp, widths=(7,)),
+            loss=call(squared_error),
+            regularizers=(call(weight_decay, strength=0.01),) if regularized else (),
+        )
+        for s in range(3)
+    ]
+
+    def ends(some: Sequence[int]) -> dict[int, dict[str, Tensor]]:
+        found: dict[int, dict[str, Tensor]] = {}
+        for population in advance(begin([recipes[s] for s in some], [data for _ in some])):
+            found |= {some[k]: state_of(population, k) for k in population.running}
+        return found
+
+    together = ends([0, 1, 2])
+    for s in range(3):
+        assert same([ends([s])[s]], [together[s]])

@@ -182,7 +182,7 @@ def _check_lengths(directions: Sequence[Parameters]) -> None:
         if not any(bool(d.any()) for d in direction.values()):
             raise ValueError(
                 f"direction {i + 1} is zero throughout: the weights whose norms it is scaled to are all 0; take "
-                'normalisation="none", or biases=True where the biases are not'
+                'normalisation="none" (--normalisation none), or biases=True where the biases are not'
             )
 
 

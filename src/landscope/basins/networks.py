@@ -39,6 +39,7 @@ def loss_along(model: nn.Module, loss: Loss, data: Batches, names: Sequence[str]
 
     Raises:
         LookupError: for names of parameters that the network does not have.
+        ValueError: for no names, or one twice.
 
     Cost: a forward pass over the data a point.
 
@@ -51,6 +52,10 @@ def loss_along(model: nn.Module, loss: Loss, data: Batches, names: Sequence[str]
     """
     known = dict(model.named_parameters())
     unknown = [name for name in names if name not in known]
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(
+            f"the parameters that move are at least one, each named once, not {', '.join(names) or 'none'}"
+        )
     if unknown:
         raise LookupError(f"the network has no parameters {', '.join(unknown)}; it has {', '.join(known)}")
     device = device_of(model)

@@ -41,7 +41,7 @@ def landscape(
     train: Annotated[int | None, typer.Option("--train", help="Training samples; else the data set's own.")] = None,
     out: Annotated[
         list[Path] | None,
-        typer.Option("--out", help="A file: .html, .svg, .pdf, .png, .csv, .vtk or .npz; may be repeated."),
+        typer.Option("--out", help="A file: .html, .svg, .pdf, .png, .csv, .vtk, .npz, .safetensors; may be repeated."),
     ] = None,
     runs: Runs = STORE,
     device: Device = "cpu",

@@ -281,7 +281,7 @@ def point_of(of: Space, state: State, what: str) -> Float[Tensor, " dim"]:
     """A checkpoint as a vector.
 
     Raises:
-        ValueError: where parameters are missing or of another shape; the message names them.
+        ValueError: where parameters are missing, of another shape or not finite; the message names them.
     """
     held: Mapping[str, Any] = named_state(state)
     missing = [name for name in of.names if name not in held]
@@ -296,4 +296,7 @@ def point_of(of: Space, state: State, what: str) -> Float[Tensor, " dim"]:
         raise ValueError(
             f"{what} is of another shape than the network: {', '.join(wrong[:4])}; they lie in no one space"
         )
+    bad = [name for name in of.names if not bool(torch.isfinite(held[name]).all())]
+    if bad:
+        raise ValueError(f"{what} holds NaN or infinity in {', '.join(bad[:4])}: it has no place among others")
     return of.flat(held[name].detach().to(of.device, of.dtype) for name in of.names)

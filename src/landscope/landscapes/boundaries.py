@@ -1,5 +1,6 @@
 """What a network says of every point of a two-dimensional input space, and how that changes along a direction."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -97,12 +98,18 @@ def decision_boundaries(
         raise ValueError(f"decision boundaries are drawn over two inputs, and these are {list(inputs.shape)}")
     if points < 2:
         raise ValueError(f"a grid needs at least 2 points along each input, not {points}")
+    if not len(inputs) or len(inputs) != len(targets):
+        raise ValueError(f"samples and their classes go together, one for each: not {len(inputs)} and {len(targets)}")
     steps = np.asarray(offsets, dtype=np.float64)
+    if not steps.size:
+        raise ValueError("offsets= holds none: (0.0,) is the network itself")
     if direction is None and steps.any():
         raise ValueError("offsets need a direction to lie along: give direction=, such as random_axes(model, count=1)")
     if direction is not None and len(direction) != 1:
         raise ValueError(f"one direction is needed, not {len(direction)}")
     of = space(model)
+    if direction is not None and len(direction.columns) != of.dim:
+        raise ValueError(f"the direction is of {len(direction.columns):,} parameters, and the network has {of.dim:,}")
     x, y = (np.linspace(*_range(inputs[:, i], None if span is None else span[i]), points) for i in (0, 1))
     grid = torch.from_numpy(np.stack(np.meshgrid(x, y, indexing="ij"), -1).reshape(-1, 2)).to(of.device, of.dtype)
     problem, own = Problem(of, loss, None, [data]), (inputs.to(of.device, of.dtype), targets.to(of.device))
@@ -127,14 +134,16 @@ def decision_boundaries(
 def _range(values: Tensor, given: tuple[float, float] | None) -> tuple[float, float]:
     low, high = (float(values.min()), float(values.max())) if given is None else given
     margin = 0.1 * (high - low) if given is None else 0.0
-    if not low - margin < high + margin:
-        raise ValueError(f"an input's span is (low, high) with low < high, not ({low:g}, {high:g}): give span=")
+    if not -math.inf < low - margin < high + margin < math.inf:
+        raise ValueError(
+            f"an input's span is (low, high) with low < high, both finite, not ({low:g}, {high:g}): give span="
+        )
     return low - margin, high + margin
 
 
 def _classes(problem: Problem, weights: tuple[Tensor, ...], grid: Tensor) -> np.ndarray:
     outputs = torch.cat([problem.outputs(weights, (part, part))[0] for part in grid.split(BLOCK)])
-    return _predicted(outputs).to(torch.uint8).cpu().numpy()
+    return _predicted(outputs).to(torch.int16).cpu().numpy()
 
 
 def _predicted(outputs: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class Chain:
             torch.bmm(factor, x, out=y)
             return y if bias is None else y.add_(rows[:, places[id(bias)]].unsqueeze(2))
         if isinstance(layer, NORMS):
-            scale = (layer.running_var + layer.eps).rsqrt().to(x.dtype)  # type: ignore[operator, union-attr]
+            scale = (layer.running_var.to(x.dtype) + layer.eps).rsqrt()  # type: ignore[operator, union-attr]
             scale = scale * rows[:, self.places[id(layer.weight)]] if layer.affine else scale[None]
             shift = rows[:, self.places[id(layer.bias)]] if layer.affine else torch.zeros_like(scale)
             centred = x.sub_(layer.running_mean.to(x.dtype)[:, None])  # type: ignore[union-attr]

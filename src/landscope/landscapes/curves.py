@@ -16,6 +16,7 @@ from landscope.landscapes.grids import at_state, landscape_of, on_grid
 from landscope.landscapes.result import Landscape
 from landscope.landscapes.settings import Settings, surface_of
 from landscope.landscapes.ways import Surface
+from landscope.models.checks import check_whole
 from landscope.spec import derive
 
 
@@ -70,6 +71,7 @@ def curve(
 
     Cost: a gradient on a batch a step, and a pass over the data a point.
     """
+    check_whole("points, steps and batch", points, steps, batch)
     if points < 2 or steps < 0 or batch < 1 or not rate > 0:
         raise ValueError(
             f"a curve needs 2 points, 0 steps, batches of 1 and a rate above 0 at the least, not {points}, {steps}, "
@@ -83,6 +85,8 @@ def curve(
     surface = surface_of(start, loss, train, None, probe, Settings(**whole))  # type: ignore[typeddict-item]
     of = surface.problem.space
     one, two = of.point(), point_of(of, second, "the second checkpoint")
+    if torch.equal(one, two):
+        raise ValueError("a curve leads from one network to another, and these two have the same weights")
     bend = _trained(surface, one, two, steps, float(rate), float(momentum), batch, draw)
     columns = torch.stack([two - one, bend - one], 1)
     directions = Directions(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 
 import numpy as np
 
@@ -92,6 +93,8 @@ def height(
     """
     if name not in landscape.values:
         raise ValueError(f"the landscape has no values {name!r}; it has {', '.join(landscape.values)}")
+    if cap is not None and not math.isfinite(cap):
+        raise ValueError(f"cap={cap:g} is no height to draw up to: give a finite one, or leave it out")
     if cap is not None and not cap > 0 and is_log(landscape, name, log):
         raise ValueError(f"cap={cap:g} has no logarithm: give a cap above 0, or log=False")
     values = landscape.values[name]

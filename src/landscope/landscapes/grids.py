@@ -18,6 +18,7 @@ from landscope.landscapes.result import COMPUTED, Landscape
 from landscope.landscapes.samples import bytes_of
 from landscope.landscapes.settings import Settings, facts_of, surface_of
 from landscope.landscapes.ways import Surface
+from landscope.models.checks import check_whole
 
 Span = Sequence[float | int]
 FEWEST = 2
@@ -75,7 +76,7 @@ def plane(
     chosen = random_axes(model, dtype=settings.get("dtype")) if directions is None else directions
     if len(chosen) != 2:
         raise ValueError(f"a plane has two directions, not {len(chosen)}: see line, ray and interpolation for one")
-    spans = _pair("span", span, np.ndim(span[0]) == 0)
+    spans = _pair("span", span, np.ndim(span) < 2)
     counts = _pair("points", points, np.ndim(points) == 0)
     axes = [_axis(s, n) for s, n in zip(spans, counts, strict=True)]
     return _made("plane", model, loss, train, test, chosen, axes, settings)
@@ -141,8 +142,8 @@ def ray(
     Raises:
         TypeError, ValueError: as `plane` does, and for a reach or power that is not above 0.
     """
-    if not (reach > 0 and power > 0):
-        raise ValueError(f"a ray needs a reach and a power above 0, not {reach} and {power}")
+    if not (0 < reach < np.inf and 0 < power < np.inf):
+        raise ValueError(f"a ray needs a reach and a power above 0, both finite, not {reach} and {power}")
     chosen = random_axes(model, count=1, dtype=settings.get("dtype")) if direction is None else direction
     axis = reach * _axis((0.0, 1.0), points) ** power
     return _made("ray", model, loss, train, test, _one(chosen), [axis], settings)
@@ -211,7 +212,8 @@ def origin_of(model: nn.Module, renewed: bool) -> str:
         renewed: Whether BatchNorm's statistics are computed anew at each point: buffers do not count then.
     """
     digest, net = hashlib.sha256(), bare(model)
-    for tensor in (*net.parameters(), *(() if renewed else net.buffers())):
+    buffers = [b for name, b in net.named_buffers() if not renewed and not name.endswith("num_batches_tracked")]
+    for tensor in (*net.parameters(), *buffers):
         held = tensor.detach().cpu()
         digest.update(bytes_of(held.double() if held.is_floating_point() else held))
     return digest.hexdigest()
@@ -227,17 +229,18 @@ def _pair(name: str, given: Any, single: bool) -> tuple[Any, Any]:
     """What holds for the two axes, of a single thing or a pair."""
     if single:
         return given, given
-    if len(given) != 2:
+    if np.ndim(given) == 0 or len(given) != 2:
         raise ValueError(f"{name} holds for both axes, or is a pair, one for each, not {given}")
     return given[0], given[1]
 
 
 def _axis(span: Span, points: int) -> np.ndarray:
-    if len(span) != 2:
+    if np.shape(span) != (2,):
         raise ValueError(f"a span is (low, high), not {span}")
     low, high = float(span[0]), float(span[1])
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"a span is (low, high) with low < high, both finite, not {span}")
+    check_whole("points", points)
     if points < FEWEST:
         raise ValueError(
             f"a grid of {points} point{'' if points == 1 else 's'} along an axis shows nothing: take {FEWEST} or more"

@@ -61,7 +61,10 @@ def surface_key(surface: Surface) -> str:
         digest.update(bytes_of(tensor))
     model = surface.problem.space.model
     kinds = {type(module): _said(getattr(type(module), "forward", None)) for module in model.modules()}
-    own = [_said(vars(module).get("forward")) for module in model.modules()]
+    own = [
+        _said({name: part for name, part in vars(module).items() if name[0] != "_" and name != "training"})
+        for module in model.modules()
+    ]
     named = [_said(surface.problem.batch_loss or surface.problem.loss), repr(model), list(kinds.values()), own]
     parts = [s.content for s in surface.sets.values()] + [f"{s.n}/{s.of}" for s in surface.sets.values()]
     held = surface.sets["train"].held if surface.renewed else None
@@ -93,7 +96,7 @@ def _said(thing: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
     if isinstance(thing, types.MethodType):
         return [_said(thing.__func__, seen), _said(thing.__self__, seen)]
     if isinstance(thing, types.FunctionType):
-        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        cells = [_content(cell) for cell in thing.__closure__ or ()]
         given = (thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells)
         return [thing.__qualname__, *(_said(part, seen) for part in given)]
     kind = type(thing)
@@ -105,6 +108,13 @@ def _said(thing: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
         if not name.startswith("_") or name in ("_parameters", "_buffers", "_modules")
     }
     return [getattr(thing, "__qualname__", kind.__qualname__), *(_said(x, seen) for x in (*code, kept))]
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return "nothing yet"
 
 
 def computed(

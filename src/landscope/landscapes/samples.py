@@ -104,7 +104,8 @@ def _digest(digest: Any, batch: Any) -> None:
 
 
 def bytes_of(tensor: Tensor) -> bytes:
-    """The memory of a tensor's elements, in their order."""
+    """The memory of a tensor's elements, in their order; of a sparse tensor with its zeros."""
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 

@@ -1,5 +1,6 @@
 """What every landscape may be told, and a surface that is ready to be evaluated."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
@@ -18,6 +19,7 @@ from landscope.landscapes.axes import ALL, Directions
 from landscope.landscapes.samples import Samples, read
 from landscope.landscapes.ways import WAYS, Surface, has_statistics, renewable
 from landscope.losses import check_mean
+from landscope.models.checks import check_whole
 
 STATISTICS = ("frozen", "recomputed")
 RENEWED = "computed anew at every point, averages over the training samples"
@@ -128,12 +130,13 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"batchnorm is {' or '.join(STATISTICS)}, not {settings.get('batchnorm')!r}")
     if settings.get("way", "auto") not in ("auto", *WAYS):
         raise ValueError(f"way is one of auto, {', '.join(WAYS)}, not {settings.get('way')!r}")
+    check_whole("batch_size, samples and shard", *_whole(settings))
     if settings.get("batch_size", 1) < 1:
         raise ValueError(f"a batch needs at least one sample, not batch_size={settings.get('batch_size')}")
     for name in ("cap", "refine"):
         value = settings.get(name)
-        if value is not None and not value > 0:  # type: ignore[operator]
-            raise ValueError(f"{name} is a number above 0, not {value}")
+        if value is not None and not 0 < value < math.inf:  # type: ignore[operator]
+            raise ValueError(f"{name} is a finite number above 0, not {value}")
     shard = settings.get("shard")
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard=(i, n) means part i of n, from 0 to n − 1, not {shard}")
@@ -141,6 +144,12 @@ def _check(settings: Settings) -> None:
         raise ValueError("a shard's chunks are put together from a folder: give folder=, the same for all shards")
     if shard is not None and settings.get("refine") is not None:
         raise ValueError("which points refine= needs is known only once coarser ones are: it does not go with shard=")
+
+
+def _whole(settings: Settings) -> list[object]:
+    """The settings that are whole numbers, where they are given."""
+    given = [settings.get("batch_size"), settings.get("samples"), *(settings.get("shard") or ())]
+    return [value for value in given if value is not None]
 
 
 def _problem(model: nn.Module, loss: Loss | None, data: Data, settings: Settings) -> Problem:

@@ -34,6 +34,8 @@ def coordinates(model: nn.Module, directions: Directions, states: Sequence[State
     Raises:
         ValueError: for checkpoints of another network.
     """
+    if not states:
+        raise ValueError("there are no checkpoints to project")
     of = space(model, torch.float64)
     origin, columns = of.point(), directions.columns.to(of.device).double()
     found = []

@@ -1,5 +1,6 @@
 """What is done to a network for a while: other tensors, eval mode, seeded generators, plain attention; where it is."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -45,11 +46,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Every submodule in eval mode; modes and buffers are as they were found afterwards, also after an exception.
 
     A forward pass may write on buffers in eval mode, too, and ``torch.nn.functional.batch_norm`` does so unseen by
-    autograd's counters: contents are compared, and what nothing wrote on is not touched. Tensors that it leaves on a
-    module, such as activations for a later look, are taken off again: under `torch.func.vmap` they would outlive it.
+    autograd's counters: contents are compared, and what nothing wrote on is not touched. A module on which it leaves
+    tensors of a `torch.func` transform, such as activations for a later look, gets its own attributes back: those
+    tensors are dead, and the network could not be copied. What else it leaves there, such as a cache, stays.
     """
     modes = [(module, module.training) for module in model.modules()]
-    attributes = [(vars(module), dict(vars(module))) for module, _ in modes]
+    attributes = [(vars(module), dict(vars(module)), _containers(module)) for module, _ in modes]
     places = [(module, name, buffer) for module, _ in modes for name, buffer in module.named_buffers(recurse=False)]
     kept = [(*place, place[-1].detach().clone()) for place in places]
     try:
@@ -58,16 +60,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-        for present, before in attributes:
-            for name in [n for n, v in present.items() if isinstance(v, Tensor) and v is not before.get(n)]:
-                present.pop(name)
-                present.update({name: before[name]} if name in before else {})
+        for present, before, containers in attributes:
+            if any(name[0] != "_" and _transformed(value) for name, value in present.items()):
+                present.clear()
+                present.update(before | containers)
         with torch.no_grad():
             for module, name, buffer, copy in kept:
                 if getattr(module, name) is not buffer:
                     setattr(module, name, buffer)
                 if buffer.layout != torch.strided or not torch.equal(buffer, copy):
                     buffer.copy_(copy)
+
+
+def _containers(module: nn.Module) -> dict[str, Any]:
+    """Copies of a module's own lists and dicts, which a forward pass may fill."""
+    own = {name: value for name, value in vars(module).items() if name[0] != "_"}
+    return {name: copy.copy(value) for name, value in own.items() if type(value) in (list, dict)}
+
+
+def _transformed(value: Any) -> bool:
+    """Whether something is a tensor of a `torch.func` transform, or holds one."""
+    if isinstance(value, Tensor):
+        return torch.func.debug_unwrap(value) is not value
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return any(_transformed(part) for part in held)
 
 
 @contextmanager

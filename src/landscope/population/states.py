@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscope.population.functional import NET, Functional
 from landscope.population.training import Population, settings_of
 from landscope.train import CHECK_DIVERGENCE, Training
 
@@ -15,7 +14,7 @@ def state_of(population: Population, member: int) -> dict[str, Tensor]:
     """A copy, on the CPU, of a running member's parameters and buffers, as its model's state_dict names them."""
     row = population.row(member)
     views = population.layout.views(population.rows[row : row + 1])
-    prefix = NET if isinstance(population.program, Functional) else ""
+    prefix = population.program.prefix
     found: dict[str, Tensor] = {}
     for name in population.members[member].model.state_dict():
         held = views[name][0] if name in views else population.buffers[f"{prefix}{name}"][row]

@@ -18,6 +18,7 @@ from landscope.population.functional import NET, TERMS, Functional
 from landscope.population.layers import layers_of
 from landscope.population.layout import Layout
 from landscope.population.lookout import Lookout
+from landscope.population.pairs import Pairs
 from landscope.population.samples import Samples
 from landscope.population.settings import Settings
 from landscope.population.structure import check_stackable, differing_settings, rule_of
@@ -61,7 +62,7 @@ class Population:
     layout: Layout
     samples: Samples
     settings: Settings
-    program: Chain | Functional
+    program: Pairs
     update: Update
     ascent: bool
     changed: list[dict[str, Tensor]]
@@ -114,7 +115,7 @@ def begin(
     layout = Layout.of(members[0].model)
     rows = layout.stacked([dict(member.model.named_parameters()) for member in members])
     program = _program(members[0], layout, rows.device)
-    prefix = NET if isinstance(program, Functional) else ""
+    prefix = program.prefix
     buffers = _stacked([_buffers(member, prefix) for member in members])
     return Population(
         members=members,
@@ -142,12 +143,12 @@ def _rule(recipes: Sequence[Recipe]) -> Update:
     return rule
 
 
-def _program(first: Training, layout: Layout, device: torch.device) -> Chain | Functional:
+def _program(first: Training, layout: Layout, device: torch.device) -> Pairs:
     """Written-out layers where the network is a chain of them, torch.func for all else."""
     layers = layers_of(first.model, first.data.train.inputs.dim()) if not first.regularizers else None
     if layers is None:
-        return Functional(first.model, layout, first.loss, first.regularizers)
-    return Chain(layers, layout, first.loss, device)
+        return Pairs(Functional(first.model, layout, first.loss, first.regularizers), NET)
+    return Pairs(Chain(layers, layout, first.loss, device))
 
 
 def _changed(recipes: Sequence[Recipe], rows: Tensor) -> list[dict[str, Tensor]]:
@@ -221,8 +222,8 @@ def _take_step(population: Population) -> Tensor:
 def _constrain(population: Population) -> None:
     running = [population.members[k] for k in population.running]
     if any(member.constraint is not None for member in running):
-        prefix = NET if isinstance(population.program, Functional) else ""
-        constrain_rows(running, population.layout.views(population.rows), population.buffers, prefix)
+        views = population.layout.views(population.rows)
+        constrain_rows(running, views, population.buffers, population.program.prefix)
 
 
 def _augmented(population: Population, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
