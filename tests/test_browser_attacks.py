@@ -228,4 +228,4 @@ def test_no_text_becomes_markup(browser, tmp_path, part):
                 mains: document.querySelectorAll('#main').length,
             })"""
         )
-        assert foreign == {"links": [], "scripts": 3, "alien": [], "handlers": 0, "twice": [], "mains": 1}
+        assert foreign == {"links": [], "scripts": 4, "alien": [], "handlers": 0, "twice": [], "mains": 1}

@@ -66,8 +66,12 @@ def test_lines_show_checkpoints_with_what_is_known_of_them(browser, tmp_path):
         assert [text for text in visit.complaints if "Content Security" in text or "Error" in text] == []
         shown = visit.page.evaluate("[...document.querySelectorAll('#lines > div')].map(d => d.data.at(-1).text[0])")
         assert shown[0] == shown[2] == "start &lt;b&gt;: 2 off the line, which has 1.1 there"
+        assert visit.page.query_selector(".modebar") is None  # which would cover the legend
         visit.page.click("summary >> nth=0")
         assert visit.page.is_visible("details.static svg")
+        visit.page.emulate_media(media="print")
+        assert visit.page.is_visible("details.static svg")
+        assert visit.page.is_hidden("#lines")
 
 
 HEIGHTS = "document.getElementById('surface').data[0].z"
@@ -90,10 +94,10 @@ def test_the_surface_shows_what_was_found_follows_its_controls_and_asks_for_noth
         assert "a <b>" in visit.page.inner_text("dl")  # a label is text
         visit.page.focus("#which")
         visited = []
-        for _ in range(4):
+        for _ in range(5):
             visited.append(visit.page.evaluate("document.activeElement.id"))
             visit.page.keyboard.press("Tab")
-        assert visited == ["which", "log", "cap", "above"]
+        assert visited == ["which", "log", "cap", "above", "aside"]
         visit.page.uncheck("#log")
         assert visit.page.evaluate(f"{HEIGHTS}[4][2]") == pytest.approx(2.1)
         visit.page.fill("#cap", "1.5")
@@ -104,6 +108,54 @@ def test_the_surface_shows_what_was_found_follows_its_controls_and_asks_for_noth
         visit.page.select_option("#which", "train_accuracy")
         assert visit.page.is_disabled("#log")
         assert visit.page.evaluate(f"{HEIGHTS}[2][2]") == pytest.approx(1 / 1.1)
+
+
+CAMERA = "document.getElementById('surface')._fullLayout.scene.camera.eye.z"
+
+
+def test_the_surface_is_seen_from_above_or_the_side_and_nothing_covers_its_legend(browser, surface_file):
+    with Visit(browser, surface_file) as visit:
+        visit.until("document.getElementById('surface').data !== undefined")
+        assert visit.page.query_selector(".modebar") is None
+        visit.page.click("#above")
+        visit.until(f"{CAMERA} === 1.9")
+        visit.page.uncheck("#log")
+        assert visit.page.evaluate(CAMERA) == 1.9
+        visit.page.click("#aside")
+        visit.until(f"{CAMERA} === 1.25")
+
+
+def test_a_phone_shows_the_whole_surface(browser, surface_file):
+    bar = "document.querySelector('.cbbg').getBoundingClientRect()"
+    with Visit(browser, surface_file, viewport={"width": 390, "height": 844}) as visit:
+        visit.until("document.querySelector('.cbbg') !== null")
+        assert visit.page.evaluate(CAMERA) > 1.25
+        assert visit.page.evaluate(f"{bar}.top") >= visit.page.evaluate(
+            "document.querySelector('#surface canvas').getBoundingClientRect().bottom"
+        )
+        assert visit.page.evaluate("document.querySelector('#surface canvas').clientWidth") > 350
+        assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
+        visit.page.set_viewport_size({"width": 1280, "height": 844})  # as a phone that is turned
+        visit.until(f"{CAMERA} === 1.25")
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_paper_has_the_contours_in_place_of_the_surface(browser, surface_file, scripts):
+    with Visit(browser, surface_file, java_script_enabled=scripts) as visit:
+        assert not visit.page.is_visible("details.static svg")
+        visit.page.emulate_media(media="print")
+        assert visit.page.is_visible("details.static svg")
+        assert visit.page.is_hidden("#surface")
+        assert visit.page.is_hidden(".controls")
+
+
+def test_what_is_printed_is_opened_for_it_and_closed_after(browser, surface_file):
+    which = "[...document.querySelectorAll('details')].map(part => part.open)"
+    with Visit(browser, surface_file) as visit:
+        visit.page.evaluate("addEventListener('beforeprint', () => { window.met = " + which + " })")
+        visit.page.pdf()
+        assert visit.page.evaluate("window.met") == [True, False]  # the contours, the table of the trajectory
+        assert visit.page.evaluate(which) == [False, False]
 
 
 def test_without_scripts_the_contours_are_there(browser, surface_file):

@@ -235,7 +235,7 @@ def test_the_policy_names_the_scripts_and_nothing_else(page):
     policy = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)[0].replace("&#39;", "'")
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     hashes = {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts}
-    assert len(scripts) == 2
+    assert len(scripts) == 3
     assert policy.startswith("default-src 'none'; script-src ")
     assert set(re.findall(r"'sha256-([^']+)'", policy)) == hashes
     assert "unsafe-inline" not in policy.split("style-src")[0]

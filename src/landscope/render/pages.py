@@ -21,12 +21,19 @@ from landscope.render.web import plotly_json
 ENDINGS = ("html", *FORMS, "csv", "vtk", "npz", "safetensors")
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --muted: #555c64; --paper: #ffffff; --rule: #dfe3e7; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --muted: #a9b1ba; --paper: #15181c; --rule: #343b43; } }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e8eaed; --muted: #a9b1ba; --paper: #15181c; --rule: #343b43; }
+}
 body { margin: 0 auto; max-width: 62rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); }
-h1 { font-size: 1.3rem; } .controls { display: flex; flex-wrap: wrap; gap: 1rem; align-items: center; }
+h1 { font-size: 1.3rem; } .controls { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; }
 input[type=number] { width: 7rem; } dt { color: var(--muted); } dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
 .static svg { max-width: 100%; height: auto; }
+@media print {
+  #surface, #lines, .controls, summary, details:not(.print, [open]) { display: none; }
+  .print::details-content { content-visibility: visible; display: block; block-size: auto; }
+  .static svg { max-height: 24cm; } dl > *, svg { break-inside: avoid; } h2, dt { break-after: avoid; }
+}
 """
 
 
@@ -96,15 +103,16 @@ def landscape_html(
         '<div class="controls"><label>Values <select id="which"></select></label>'
         '<label><input type="checkbox" id="log" checked> logarithm</label>'
         '<label>Cap <input type="number" id="cap" step="any"></label>'
-        '<button type="button" id="above">From above</button></div>'
+        '<button type="button" id="above">From above</button>'
+        '<button type="button" id="aside">From the side</button></div>'
         '<div id="surface" role="img" aria-label="The surface, to turn with the pointer"></div>'
     )
     height(landscape, name, log=log, cap=cap)  # which says what cannot be
     still = ""
     if not emptiness(landscape, name):
         drawn = _inline(landscape_file(landscape, "svg", name=name, log=log, cap=cap))
-        still = f'<details class="static"><summary>Contours</summary>{drawn}</details>'
-    scripts = [_text("vendor/plotly-gl3d.min.js"), _text("templates/landscape.js")]
+        still = f'<details class="static print"><summary>Contours</summary>{drawn}</details>'
+    scripts = [_text(f"{name}.js") for name in ("vendor/plotly-gl3d.min", "templates/landscape", "templates/print")]
     body = controls + still + _paths(landscape) + _script(_data(landscape) | {"name": name, "log": log, "cap": cap})
     return _page(landscape, body, _finding(landscape), scripts)
 
@@ -114,9 +122,10 @@ def _lines_html(landscape: Landscape) -> str:
         return _page(landscape, "", _finding(landscape), [])
     figure, drawn = lines_figure(landscape), _inline(landscape_file(landscape, "svg"))
     lines = '<div id="lines" role="img" aria-label="The lines, with their values under the pointer"></div>'
-    still = f'<details class="static"><summary>Picture</summary>{drawn}</details>'
+    still = f'<details class="static print"><summary>Picture</summary>{drawn}</details>'
     data = _script({theme: plotly_json(figure, theme) for theme in THEMES})
-    scripts = [_text("vendor/plotly-cartesian.min.js"), _text("templates/landscape-lines.js")]
+    names = ("vendor/plotly-cartesian.min", "templates/landscape-lines", "templates/print")
+    scripts = [_text(f"{name}.js") for name in names]
     return _page(landscape, lines + still + _paths(landscape) + data, figure.finding, scripts)
 
 

@@ -41,7 +41,8 @@ def filled(template: str, drawn: Sequence[Figure], **values: Any) -> str:
         "deciding": lambda v: _shown_deciding(v),
         "agreeing": lambda v: _agreeing(v),
     }
-    scripts = [_text("vendor/plotly-cartesian.min.js"), _text("templates/page.js")] if drawn else []
+    names = ("vendor/plotly-cartesian.min.js", "templates/page.js", "templates/print.js")
+    scripts = [_text(name) for name in names] if drawn else []
     return environment.get_template(template).render(
         **values,
         policy=_policy(scripts),

@@ -5,8 +5,15 @@
   const which = document.getElementById("which");
   const log = document.getElementById("log");
   const cap = document.getElementById("cap");
-  const above = document.getElementById("above");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const narrow = window.matchMedia("screen and (max-width: 56rem)");
+  const eyes = { above: { x: 0, y: -0.001, z: 1.9 }, aside: { x: 1.25, y: 1.25, z: 1.25 } };
+  let eye = eyes.aside;
+
+  function camera() {
+    const far = narrow.matches ? 1.25 : 1;
+    return { eye: { x: far * eye.x, y: far * eye.y, z: far * eye.z }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } };
+  }
 
   for (const name of Object.keys(data.values)) {
     const option = document.createElement("option");
@@ -36,6 +43,10 @@
       const cut = Math.min(x, top);
       return logarithm ? (cut > 0 ? Math.log10(cut) : null) : cut;
     };
+    const label = (logarithm ? "log10 of " : "") + which.value.replaceAll("_", " ");
+    const bar = narrow.matches
+      ? { title: { text: label, side: "top" }, orientation: "h", thickness: 10, len: 0.9, y: 0, yanchor: "top" }
+      : { title: { text: logarithm ? "log10" : "" }, len: 0.7 };
     const ink = dark.matches ? "#e8eaed" : "#1b1f24";
     const z = data.b.map((_, j) => data.a.map((_, i) => shown(values[i][j])));
     const text = data.b.map((b, j) =>
@@ -57,7 +68,7 @@
         connectgaps: false,
         opacity: data.paths.length > 0 ? 0.8 : 1,
         contours: { z: { show: true, usecolormap: true, project: { z: true } } },
-        colorbar: { title: { text: logarithm ? "log10" : "" }, tickfont: { color: ink }, len: 0.7 },
+        colorbar: { tickfont: { color: ink }, ...bar },
       },
     ];
     for (const path of data.paths) {
@@ -83,29 +94,32 @@
       traces,
       {
         uirevision: "kept",
-        height: 620,
+        height: narrow.matches ? Math.min(620, window.innerWidth + 50) : 620,
         margin: { l: 0, r: 0, t: 8, b: 0 },
         paper_bgcolor: "rgba(0,0,0,0)",
         font: { color: ink, family: "system-ui, sans-serif" },
         showlegend: data.paths.length > 0,
         legend: { x: 0, y: 1 },
         scene: {
+          camera: camera(),
           xaxis: axis("a"),
           yaxis: axis("b"),
-          zaxis: axis((logarithm ? "log10 of " : "") + which.value.replaceAll("_", " ")),
+          zaxis: axis(narrow.matches ? "" : label), // which the bar has where there is no room
           aspectmode: "manual",
           aspectratio: { x: 1, y: 1, z: 0.6 },
         },
       },
-      { responsive: true, displaylogo: false }
+      { responsive: true, displayModeBar: false }
     );
   }
 
   for (const control of [which, log, cap]) control.addEventListener("input", draw);
-  dark.addEventListener("change", draw);
-  above.addEventListener("click", () =>
-    Plotly.relayout(place, { "scene.camera": { eye: { x: 0, y: -0.001, z: 1.9 }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } } })
-  );
+  for (const change of [dark, narrow]) change.addEventListener("change", draw);
+  for (const [name, from] of Object.entries(eyes))
+    document.getElementById(name).addEventListener("click", () => {
+      eye = from;
+      Plotly.relayout(place, { "scene.camera": camera() });
+    });
   which.value = data.name;
   log.checked = data.log;
   if (typeof data.cap === "number") cap.value = data.cap;

@@ -120,10 +120,4 @@
       }
   }, { rootMargin: "600px" });
   document.querySelectorAll("[data-figure]").forEach((holder) => seen.observe(holder));
-
-  const opened = [];
-  window.addEventListener("beforeprint", () => {
-    document.querySelectorAll("details.print:not([open])").forEach((part) => { part.open = true; opened.push(part); });
-  });
-  window.addEventListener("afterprint", () => { while (opened.length) opened.pop().open = false; });
 })();
