@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscope.curvature.batches import in_memory, logits, moved, owned, taken_apart
@@ -14,8 +15,8 @@ from landscope.curvature.restoring import is_compiled, loader_kept, random_state
 from landscope.curvature.space import Space
 from landscope.losses import check_additive, check_targets
 from landscope.losses.trying import tried_loss
-from landscope.models import called, evaluating
-from landscope.models.contexts import differentiable_attention
+from landscope.models import evaluating
+from landscope.models.contexts import differentiable_attention, replaced
 
 BatchLoss = Callable[[nn.Module, Any], tuple[Tensor, Any]]
 COUNTING = 1  # the seed of the first pass: another than that of products, so that a random loss shows itself
@@ -113,12 +114,13 @@ class Problem:
     def _called(self, wrapped: nn.Module, weights: tuple[Tensor, ...], batch: Any) -> Any:
         given = {id(p): w for p, w in zip(self.space.parameters(), weights, strict=True)}
         state = {}
-        for name, p in self.space.model.named_parameters(prefix="model"):
+        for name, p in self.space.model.named_parameters():
             state[name] = given[id(p)] if id(p) in given else _cast(p.detach(), self.space)
-        for name, buffer in self.space.model.named_buffers(prefix="model"):
+        for name, buffer in self.space.model.named_buffers():
             # A copy where BatchNorm writes on it, which a graph that is used again could not bear.
             state[name] = _cast(buffer.clone() if self.frozen else buffer, self.space)
-        return called(wrapped, state, batch)
+        inside = {f"model.{name}": tensor for name, tensor in replaced(self.space.model, state).items()}
+        return functional_call(wrapped, inside, (batch,), tie_weights=False)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

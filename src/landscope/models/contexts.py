@@ -25,6 +25,11 @@ def called(model: nn.Module, tensors: Mapping[str, Tensor], *inputs: Any) -> Any
     Raises:
         ValueError: for a name that the network has no tensor of.
     """
+    return functional_call(model, replaced(model, tensors), inputs, tie_weights=False)
+
+
+def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `functional_call` needs for each module once, under one of its names: see `called`."""
     own: dict[str, Tensor] = {}
     places: dict[tuple[int, str], str] = {}  # of each module's tensors, by one name of the module
     for place, module in model.named_modules(remove_duplicate=False):
@@ -37,8 +42,7 @@ def called(model: nn.Module, tensors: Mapping[str, Tensor], *inputs: Any) -> Any
     if unknown:
         raise ValueError(f"the network has no parameter or buffer named {', '.join(sorted(unknown)[:4])}")
     given = {id(own[name]): tensor for name, tensor in tensors.items()}
-    state = {whole: given[id(own[whole])] for whole in places.values() if id(own[whole]) in given}
-    return functional_call(model, state, inputs, tie_weights=False)
+    return {whole: given[id(own[whole])] for whole in places.values() if id(own[whole]) in given}
 
 
 @contextmanager
