@@ -185,7 +185,7 @@ def test_a_slow_network_is_passed_once_a_point():
     class Slow(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             sizes.append(len(input))
-            time.sleep(0.003 * len(input))
+            time.sleep(0.01 * len(input))  # far more than what may come between
             return super().forward(input)
 
     plane(nn.Sequential(Slow(FEATURES, CLASSES), nn.Softsign()), cross_entropy(), points(), points=2)
