@@ -24,7 +24,8 @@ class Pairs:
     """
 
     def __init__(self, program: Chain | Functional, prefix: str = "") -> None:
-        self.program, self.prefix = program, prefix
+        self.program: Chain | Functional = program
+        self.prefix: str = prefix
 
     def forget(self) -> None:
         """Give back the scratch space."""
