@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, FEATURES, blobs, noisy_net, recipe, same
+from cases import CLASSES, FEATURES, blobs, noisy_net, points, recipe, same
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import ASGD, LBFGS, SGD, Adagrad, Adam, AdamW
@@ -31,6 +31,16 @@ from landscope.types import Batches
 def many(seed: int, cache: Path | None, /) -> Data:
     """The blobs, more of them, in float64."""
     return _double(blobs(seed, cache))
+
+
+def plenty(seed: int, cache: Path | None, /) -> Data:
+    """More samples of few numbers each than fit a small batch."""
+    inputs, labels = points(90, seed=seed)
+    return Data(Batches(inputs.double(), labels), None, None, CLASSES, "classification")
+
+
+def wide_mlp(shape: tuple[int, ...], outputs: int, /) -> nn.Module:
+    return mlp(shape, outputs, widths=(17, 3)).double()
 
 
 def _double(data: Data) -> Data:
@@ -131,6 +141,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "cosine": {"schedule": call(CosineAnnealingLR, T_max=24)},
     "one cycle": {"schedule": call(OneCycleLR, max_lr=0.1, total_steps=24)},
     "full batch": {"batch_size": 1000},
+    "long batches": {"data": call(plenty), "model": call(wide_mlp), "batch_size": 70, "steps": 12},
     "batchnorm": {"model": call(double_mlp, batchnorm=True)},
     "all layers": {"model": call(curious)},
     "squared error": {
@@ -191,7 +202,7 @@ def test_in_single_precision_a_hundred_steps_agree_to_five_digits():
 
 
 @pytest.mark.parametrize(
-    "kind", ["momentum", "batchnorm", "all layers", "skips", "no chain", "adam", "squared error", "sam"]
+    "kind", ["momentum", "long batches", "batchnorm", "all layers", "skips", "no chain", "adam", "squared error", "sam"]
 )
 @pytest.mark.parametrize("single", [False, True])
 def test_eight_members_and_five_give_the_same_bits(kind: str, single: bool):
@@ -204,7 +215,12 @@ def test_eight_members_and_five_give_the_same_bits(kind: str, single: bool):
 
 
 def as_single(r: Recipe) -> Recipe:
-    return replace(r, data=call(blobs), model=call(singly, of=r.model))
+    return replace(r, data=call(single_data, of=r.data), model=call(singly, of=r.model))
+
+
+def single_data(seed: int, cache: Path | None, /, *, of: Call) -> Data:
+    data = of(seed, cache)
+    return replace(data, train=Batches(data.train.inputs.float(), data.train.targets), valid=None, test=None)
 
 
 def singly(shape: tuple[int, ...], outputs: int, /, *, of: Call) -> nn.Module:
