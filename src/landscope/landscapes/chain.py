@@ -106,8 +106,9 @@ class Chain:
             weight, bias = held["weight"], held["bias"]
             factor = rows[:, places[id(weight)]].view(rows.shape[0], *weight.shape)  # type: ignore[union-attr]
             y = self._room(rows, x, (rows.shape[0], factor.shape[1], x.shape[2]))
-            torch.bmm(factor, x, out=y)
-            return y if bias is None else y.add_(rows[:, places[id(bias)]].unsqueeze(2))
+            if bias is None:
+                return torch.bmm(factor, x, out=y)
+            return torch.baddbmm(rows[:, places[id(bias)]].unsqueeze(2), factor, x, out=y)
         if isinstance(layer, NORMS):
             scale = (layer.running_var.to(x.dtype) + layer.eps).rsqrt()  # type: ignore[operator, union-attr]
             scale = scale * rows[:, self.places[id(layer.weight)]] if layer.affine else scale[None]

@@ -20,7 +20,7 @@ from landscope.landscapes.scoring import Scores, has_accuracy, score
 
 WAYS = ("loop", "vmap", "chain")
 POINTS = 128  # in a chunk at the most
-CACHE = 2**21  # bytes that a layer's activations in a pass of a chain should fit into
+CACHE = 2**22  # bytes that a layer's activations in a pass of a chain should fit into
 SLOW = 0.02  # seconds of a pass beyond which it is bound by arithmetic, and more of them at once gain nothing
 ROUNDING = 1e-6  # by how much of the cap a loss may lie below 0: more is no rounding
 AGREE = 1e-3  # by how much ways may differ, relative: more is no rounding
