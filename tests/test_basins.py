@@ -280,7 +280,8 @@ def test_a_cutoff_that_is_not_above_the_centres_loss_is_refused_and_explained():
     ("wrong", "message"),
     [
         ({"rays": 1}, "at least 2"),
-        ({"reach": 0.0}, "positive reach"),
+        ({"reach": 0.0}, "finite reach"),
+        ({"reach": math.inf}, "not reach=inf"),
         ({"growth": 1.0}, "factor above 1"),
         ({"tolerance": 0.0}, "relative width"),
         ({"cutoffs": [math.nan]}, "levels of the loss"),

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from landscope.basins import loss_along
+from landscope.files import tensor_bytes
 from landscope.landscapes import (
     coordinates,
     curve,
     decision_boundaries,
     line,
+    load,
     plane,
     random_axes,
     ray,
@@ -55,6 +57,12 @@ def bounded(**settings: Any) -> Callable[[], Any]:
     return lambda: decision_boundaries(FLAT, data, points=4, **settings)
 
 
+def trained_on(inputs: Tensor | None = None, targets: Tensor | None = None) -> Callable[[], Any]:
+    data = points(40)
+    pair = data[0] if inputs is None else inputs, data[1] if targets is None else targets
+    return lambda: plane(NET, cross_entropy(), pair, points=3)
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "an infinite cap": (on(cap=math.inf), "cap is a finite number above 0"),
     "part of a sample": (on(samples=10.5), "whole numbers"),
@@ -80,9 +88,28 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: curve(NET, NET, broken(), cross_entropy(), points(), batch=ANYTHING[1]),
         "whole numbers|Type-check",
     ),
-    "no offsets": (bounded(offsets=[]), "offsets= holds none"),
-    "no samples": (bounded(data=(torch.zeros(0, 2), torch.zeros(0))), "one for each: not 0 and 0"),
-    "unequal samples": (bounded(data=(torch.zeros(3, 2), torch.zeros(2))), "one for each: not 3 and 2"),
+    "other inputs": (trained_on(torch.zeros(40, 7)), r"the network does not take the first inputs, float32 of .*7\]"),
+    "other numbers": (trained_on(torch.zeros(40, 5).long()), "int64 .* weights are float32: convert the inputs"),
+    "a class that is none": (
+        trained_on(targets=torch.arange(40) // 39 * CLASSES),
+        r"the loss does not take the lowest and highest targets, int64 of shape \[2\], 0 to 3",
+    ),
+    "classes in floats": (trained_on(targets=torch.zeros(40)), "does not take the first targets, float32"),
+    "no offsets": (bounded(offsets=[]), "offsets= is a row of finite numbers"),
+    "offsets without end": (bounded(offsets=[math.nan]), "offsets= is a row of finite numbers"),
+    "no samples": (bounded(data=(torch.zeros(0, 2), torch.zeros(0))), r"one for each: not 0 and \[0\]"),
+    "unequal samples": (bounded(data=(torch.zeros(3, 2), torch.zeros(2))), r"one for each: not 3 and \[2\]"),
+    "inputs of NaN": (bounded(data=(torch.full((3, 2), math.nan), torch.zeros(3))), "some inputs are not finite"),
+    "a pair of no tensors": (bounded(data=[[1.0, 2.0], [0]]), "a pair of tensors|Type-check"),
+    "halves of classes": (bounded(data=(torch.randn(3, 2), torch.full((3,), 0.5))), "whole numbers from 0 on"),
+    "a class beyond": (bounded(data=(torch.randn(3, 2), torch.full((3,), 3))), "tells 3 classes apart, 0 to 2, not 3"),
+    "one span of two": (bounded(span=(-1.0, 1.0)), r"a span is \(low, high\)|Type-check"),
+    "a span of three ends": (bounded(span=((0.0, 1.0, 2.0), (0.0, 1.0))), r"a span is \(low, high\)|Type-check"),
+    "one point": (bounded(data=(torch.ones(3, 2), torch.zeros(3))), "which makes no range: give span="),
+    "a network of three inputs": (
+        lambda: decision_boundaries(nn.Linear(3, 2), (torch.randn(3, 2), torch.zeros(3))),
+        "the network does not take the inputs",
+    ),
     "an endless square": (bounded(span=((0.0, math.inf), (0.0, 1.0))), "both finite"),
     "another network's way": (bounded(direction=random_axes(NET, count=1)), "the network has 9"),
     "no moving weights": (lambda: loss_along(FLAT, cross_entropy(), Batches(*points()), []), "none"),
@@ -98,6 +125,17 @@ def test_what_cannot_be_had_is_refused_in_words(what: str):
     ask, said = REFUSED[what]
     with pytest.raises((ValueError, TypeError), match=said):
         ask()
+
+
+def test_what_is_no_landscape_is_not_read(tmp_path):
+    line(NET, cross_entropy(), points(), points=2).save(tmp_path / "line")
+    assert load(tmp_path / "line").kind == "line"
+    (tmp_path / "tensors").write_bytes(tensor_bytes({"a": np.zeros(2)}, {"other": 1}))
+    (tmp_path / "torn").write_bytes((tmp_path / "line").read_bytes()[:-1])
+    np.savez(tmp_path / "arrays.npz", a=1)
+    for other in ("tensors", "torn", "arrays.npz"):
+        with pytest.raises(ValueError, match=f"{other} is not, or no longer, what Landscape.save has written"):
+            load(tmp_path / other)
 
 
 def test_a_picture_has_a_finite_top(tmp_path):

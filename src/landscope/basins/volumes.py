@@ -237,7 +237,7 @@ def basin_volumes(
 
     Raises:
         ValueError: for a cutoff that is not above the loss at the centre, a loss there that is not finite, fewer than
-            2 rays, or a reach that is not positive.
+            2 rays, or a reach that is not finite and above 0.
 
     Cost: about 15 evaluations of the loss a ray and cutoff.
 
@@ -255,8 +255,8 @@ def basin_volumes(
     check_cutoffs(levels, centre_loss)
     if rays < 2:
         raise ValueError(f"a spread over rays needs at least 2 of them, not {rays}")
-    if not reach > 0:
-        raise ValueError(f"rays are followed as far as a positive reach, not {reach}")
+    if not 0 < reach < math.inf:
+        raise ValueError(f"rays are followed to a finite reach above 0, not reach={reach}")
     norm = float(centre.double().norm())
     start, passes, parts = None, 1, []
     for z in _unit_rays(len(centre), rays, seed, centre.device):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from landscope.curvature.batches import in_memory, logits, moved, owned, taken_a
 from landscope.curvature.restoring import is_compiled, loader_kept, random_state_kept, rewind
 from landscope.curvature.space import Space
 from landscope.losses import check_additive, check_targets
-from landscope.losses.trying import tried_loss
+from landscope.losses.trying import tried_loss, tried_network
 from landscope.models import evaluating
 from landscope.models.contexts import differentiable_attention, replaced
 
@@ -106,6 +107,18 @@ class Problem:
             return self._called(_Rows(self.space.model, self.batch_outputs), weights, batch)
         inputs, targets = taken_apart(batch)
         return logits(self._called(_Outputs(self.space.model), weights, inputs)), targets
+
+    def tried(self, weights: tuple[Tensor, ...], batch: Any, which: str = "") -> tuple[Tensor, Tensor]:
+        """The same for data that are new, the inputs named (``which``) where the network does not take them.
+
+        Raises:
+            ValueError: then.
+        """
+        if self.batch_outputs is not None:
+            return self.outputs(weights, batch)
+        inputs, targets = taken_apart(batch)
+        call = partial(self._called, _Outputs(self.space.model), weights, inputs)
+        return logits(tried_network(call, inputs, self.space.dtype, which)), targets
 
     def within(self, weights: tuple[Tensor, ...], work: Callable[[], Any]) -> Any:
         """What ``work`` gives while the network's parameters are these, whatever it calls of the network itself."""
@@ -245,7 +258,7 @@ def count(problem: Problem) -> Counted:
                 part, number = problem.total(weights, batch)
                 samples, value = samples + number, value + part.item()
                 continue
-            outputs, targets = problem.outputs(weights, batch)
+            outputs, targets = problem.tried(weights, batch)
             check_targets(problem.loss, targets)  # type: ignore[arg-type]
             if not len(targets):
                 continue

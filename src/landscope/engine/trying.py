@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscope.losses.trying import kind, said, tried_loss
+from landscope.losses.trying import tried_loss, tried_network
 from landscope.models import device_of
 from landscope.types import Batches
 
@@ -30,17 +30,5 @@ def tried(model: nn.Module, loss: Any, batches: Batches, name: str) -> tuple[Ten
 
 
 def _outputs(model: nn.Module, inputs: Tensor, name: str) -> Any:
-    try:
-        return model(inputs.to(device_of(model)))
-    except Exception as error:
-        weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
-        other = (
-            f"; the network's weights are {kind(weights)}: convert the inputs or the network, such as with "
-            "model.float()"
-            if weights != inputs.dtype
-            else ""
-        )
-        raise ValueError(
-            f"the network does not take the {name} inputs, {kind(inputs.dtype)} of shape {list(inputs.shape)} "
-            f"({said(error)}){other}"
-        ) from error
+    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    return tried_network(lambda: model(inputs.to(device_of(model))), inputs, weights, name)

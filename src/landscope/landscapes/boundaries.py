@@ -1,6 +1,5 @@
 """What a network says of every point of a two-dimensional input space, and how that changes along a direction."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,6 +12,7 @@ from landscope.curvature.making import Loss
 from landscope.curvature.problem import Problem
 from landscope.curvature.restoring import bare
 from landscope.landscapes.axes import Directions, space
+from landscope.landscapes.grids import grid_axis, pair
 from landscope.landscapes.scoring import has_accuracy, score
 
 BLOCK = 65_536  # inputs that go through at a time
@@ -90,19 +90,14 @@ def decision_boundaries(
         points: Along each input.
 
     Raises:
-        ValueError: for inputs of another dimension, more than one direction, offsets without one, or fewer than 2
-            points.
+        TypeError: for what is no pair of tensors.
+        ValueError: for inputs of another dimension or not finite, classes that are none, more than one direction,
+            offsets without one, spans that are none, or fewer than 2 points.
     """
-    inputs, targets = data
-    if inputs.dim() != 2 or inputs.shape[1] != 2:
-        raise ValueError(f"decision boundaries are drawn over two inputs, and these are {list(inputs.shape)}")
-    if points < 2:
-        raise ValueError(f"a grid needs at least 2 points along each input, not {points}")
-    if not len(inputs) or len(inputs) != len(targets):
-        raise ValueError(f"samples and their classes go together, one for each: not {len(inputs)} and {len(targets)}")
+    inputs, targets = _samples(data)
     steps = np.asarray(offsets, dtype=np.float64)
-    if not steps.size:
-        raise ValueError("offsets= holds none: (0.0,) is the network itself")
+    if steps.ndim != 1 or not steps.size or not np.isfinite(steps).all():
+        raise ValueError(f"offsets= is a row of finite numbers, (0.0,) for the network itself, not {offsets}")
     if direction is None and steps.any():
         raise ValueError("offsets need a direction to lie along: give direction=, such as random_axes(model, count=1)")
     if direction is not None and len(direction) != 1:
@@ -110,12 +105,13 @@ def decision_boundaries(
     of = space(model)
     if direction is not None and len(direction.columns) != of.dim:
         raise ValueError(f"the direction is of {len(direction.columns):,} parameters, and the network has {of.dim:,}")
-    x, y = (np.linspace(*_range(inputs[:, i], None if span is None else span[i]), points) for i in (0, 1))
+    x, y = (grid_axis(s, points) for s in (pair("span", span, False) if span is not None else map(_range, inputs.T)))
     grid = torch.from_numpy(np.stack(np.meshgrid(x, y, indexing="ij"), -1).reshape(-1, 2)).to(of.device, of.dtype)
     problem, own = Problem(of, loss, None, [data]), (inputs.to(of.device, of.dtype), targets.to(of.device))
     column = torch.zeros(of.dim, device=of.device) if direction is None else direction.columns[:, 0].to(of.device)
     classes, losses, rights = [], [], []
     with problem.quiet(), torch.no_grad():
+        _check_classes(problem.tried(problem.weights(), own)[0], own[1])
         origin = of.point()
         for step in steps:
             weights = of.split(origin + step * column.to(origin))
@@ -131,13 +127,36 @@ def decision_boundaries(
     )
 
 
-def _range(values: Tensor, given: tuple[float, float] | None) -> tuple[float, float]:
-    low, high = (float(values.min()), float(values.max())) if given is None else given
-    margin = 0.1 * (high - low) if given is None else 0.0
-    if not -math.inf < low - margin < high + margin < math.inf:
+def _samples(data: Any) -> tuple[Tensor, Tensor]:
+    """The inputs ``[n, 2]`` and the classes."""
+    if not (isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)):
+        raise TypeError("the samples are a pair of tensors: inputs [n, 2] and their classes [n]")
+    inputs, targets = data
+    if inputs.dim() != 2 or inputs.shape[1] != 2:
+        raise ValueError(f"decision boundaries are drawn over two inputs, and these are {list(inputs.shape)}")
+    if not len(inputs) or targets.shape not in (inputs.shape[:1], (len(inputs), 1)):
         raise ValueError(
-            f"an input's span is (low, high) with low < high, both finite, not ({low:g}, {high:g}): give span="
+            f"samples and their classes go together, one for each: not {len(inputs)} and {list(targets.shape)}"
         )
+    if not bool(inputs.isfinite().all()):
+        raise ValueError("some inputs are not finite: leave those samples out")
+    if not bool(((targets == targets.long()) & (targets >= 0)).all()):
+        low, high = targets.min().item(), targets.max().item()
+        raise ValueError(f"classes are whole numbers from 0 on, and these lie between {low:g} and {high:g}")
+    return inputs, targets
+
+
+def _check_classes(outputs: Tensor, targets: Tensor) -> None:
+    classes = max(2, outputs[0].numel())
+    if bool((targets >= classes).any()):
+        raise ValueError(f"the network tells {classes} classes apart, 0 to {classes - 1}, not {int(targets.max())}")
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    if not low < high:
+        raise ValueError(f"all samples have {low:g} for one of their inputs, which makes no range: give span=")
+    margin = 0.1 * (high - low)
     return low - margin, high + margin
 
 

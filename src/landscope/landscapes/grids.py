@@ -76,9 +76,9 @@ def plane(
     chosen = random_axes(model, dtype=settings.get("dtype")) if directions is None else directions
     if len(chosen) != 2:
         raise ValueError(f"a plane has two directions, not {len(chosen)}: see line, ray and interpolation for one")
-    spans = _pair("span", span, np.ndim(span) < 2)
-    counts = _pair("points", points, np.ndim(points) == 0)
-    axes = [_axis(s, n) for s, n in zip(spans, counts, strict=True)]
+    spans = pair("span", span, np.ndim(span) < 2)
+    counts = pair("points", points, np.ndim(points) == 0)
+    axes = [grid_axis(s, n) for s, n in zip(spans, counts, strict=True)]
     return _made("plane", model, loss, train, test, chosen, axes, settings)
 
 
@@ -110,7 +110,7 @@ def line(
         TypeError, ValueError: as `plane` does.
     """
     chosen = random_axes(model, count=1, dtype=settings.get("dtype")) if direction is None else direction
-    return _made("line", model, loss, train, test, _one(chosen), [_axis(span, points)], settings)
+    return _made("line", model, loss, train, test, _one(chosen), [grid_axis(span, points)], settings)
 
 
 def ray(
@@ -145,7 +145,7 @@ def ray(
     if not (0 < reach < np.inf and 0 < power < np.inf):
         raise ValueError(f"a ray needs a reach and a power above 0, both finite, not {reach} and {power}")
     chosen = random_axes(model, count=1, dtype=settings.get("dtype")) if direction is None else direction
-    axis = reach * _axis((0.0, 1.0), points) ** power
+    axis = reach * grid_axis((0.0, 1.0), points) ** power
     return _made("ray", model, loss, train, test, _one(chosen), [axis], settings)
 
 
@@ -186,7 +186,7 @@ def interpolation(
         axes_between(start, [second], dtype=settings.get("dtype")),
         labels=("t: 0 is the first network, 1 the second",),
     )
-    return _made("interpolation", start, loss, train, test, chosen, [_axis(span, points)], settings, "recomputed")
+    return _made("interpolation", start, loss, train, test, chosen, [grid_axis(span, points)], settings, "recomputed")
 
 
 def at_state(model: nn.Module, state: State) -> nn.Module:
@@ -225,16 +225,17 @@ def _one(direction: Directions) -> Directions:
     return direction
 
 
-def _pair(name: str, given: Any, single: bool) -> tuple[Any, Any]:
+def pair(name: str, given: Any, single: bool) -> tuple[Any, Any]:
     """What holds for the two axes, of a single thing or a pair."""
     if single:
         return given, given
-    if np.ndim(given) == 0 or len(given) != 2:
+    if not isinstance(given, (tuple, list, np.ndarray)) or len(given) != 2:
         raise ValueError(f"{name} holds for both axes, or is a pair, one for each, not {given}")
     return given[0], given[1]
 
 
-def _axis(span: Span, points: int) -> np.ndarray:
+def grid_axis(span: Span, points: int) -> np.ndarray:
+    """Equally distant values from low to high, 0 exactly where they come to it."""
     if np.shape(span) != (2,):
         raise ValueError(f"a span is (low, high), not {span}")
     low, high = float(span[0]), float(span[1])

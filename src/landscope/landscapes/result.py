@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from landscope.files import publish, read_tensors, tensor_bytes
+from landscope.files import Damaged, publish, read_tensors, tensor_bytes
 from landscope.landscapes.axes import Directions
 
 COMPUTED, STOPPED, INTERPOLATED, MISSING = range(4)
@@ -159,14 +159,19 @@ def load(path: Path | str) -> Landscape:
 
     Raises:
         FileNotFoundError: where there is no such file.
-        landscope.files.Damaged: where it is not what was written (a ValueError).
+        ValueError: for another file, or where it is not what was written.
     """
-    arrays, meta = read_tensors(Path(path), numpy=True)
+    try:
+        arrays, meta = read_tensors(Path(path), numpy=True)
+        made: dict[str, Any] = meta["directions"]
+    except (Damaged, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not, or no longer, what Landscape.save has written, and load reads nothing else"
+        ) from error
 
     def under(prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
-    made: dict[str, Any] = meta["directions"]
     axes = under("axis/")
     return Landscape(
         meta["kind"],

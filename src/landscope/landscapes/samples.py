@@ -13,6 +13,7 @@ from landscope.curvature.batches import moved, taken_apart, tensors
 from landscope.curvature.problem import COUNTING, Problem
 from landscope.data import interleaved, stream
 from landscope.losses import check_additive, check_targets
+from landscope.losses.trying import tried_loss
 
 SHARE = 2  # data may take one part in so many of the memory budget
 
@@ -91,10 +92,17 @@ def _checked(problem: Problem, batch: Any, first: bool) -> float:
     targets = taken_apart(batch)[1]
     check_targets(problem.loss, targets)  # type: ignore[arg-type]
     if first and len(targets):
-        few = picked(batch, torch.arange(min(8, len(targets))))
-        outputs, those = problem.outputs(problem.weights(), few)
-        check_additive(problem.loss, outputs, those)  # type: ignore[arg-type]
+        check_additive(problem.loss, *_tried(problem, batch, torch.arange(min(8, len(targets))), "first"))  # type: ignore[arg-type]
+    if len(targets) and targets.dim() == 1 and not targets.is_floating_point():  # classes that are none
+        _tried(problem, batch, torch.stack([targets.argmin(), targets.argmax()]), "lowest and highest")
     return float(len(targets))
+
+
+def _tried(problem: Problem, batch: Any, rows: Tensor, which: str) -> tuple[Tensor, Tensor]:
+    """The outputs and targets of a few samples, which the network and the loss take."""
+    outputs, targets = problem.tried(problem.weights(), picked(batch, rows), which)
+    tried_loss(problem.loss, outputs, targets, which)
+    return outputs, targets
 
 
 def _digest(digest: Any, batch: Any) -> None:

@@ -1,11 +1,45 @@
-"""Trying a loss on outputs and targets, so that what does not fit is said in words."""
+"""Trying a network on inputs and a loss on targets, so that what does not fit is said in words."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 MOST = 300  # characters of PyTorch's own message
+
+
+def tried_network(call: Callable[[], Any], inputs: Any, weights: torch.dtype, name: str = "") -> Any:
+    """What a call of a network gives.
+
+    Args:
+        call: Calls it.
+        inputs: What it is called with, a tensor or several.
+        weights: The type of its weights.
+        name: Of the set that the inputs belong to, for the message.
+
+    Raises:
+        ValueError: where the network does not take the inputs.
+    """
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        other = isinstance(inputs, Tensor) and inputs.dtype != weights
+        mend = "convert the inputs or the network, such as with model.float()"
+        raise ValueError(
+            f"the network does not take the {name}{' ' if name else ''}inputs, {_described(inputs)} ({said(error)})"
+            + (f"; the network's weights are {kind(weights)}: {mend}" if other else "")
+        ) from error
+
+
+def _described(inputs: Any) -> str:
+    if isinstance(inputs, Tensor):
+        return f"{kind(inputs.dtype)} of shape {list(inputs.shape)}"
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name}: {_described(part)}" for name, part in inputs.items())
+    return ", ".join(map(_described, inputs)) if isinstance(inputs, (tuple, list)) else f"a {type(inputs).__name__}"
 
 
 def tried_loss(loss: Any, outputs: Any, targets: Tensor, name: str = "") -> Any:
