@@ -112,7 +112,7 @@ def _layout(panel: Panel, theme: str) -> dict[str, Any]:
     limits = panel.limits()
     tall = {"height": 300 + 20 * crowd(panel)} if crowd(panel) else {}
     return tall | {
-        "xaxis": _plotly_axis(panel.x, limits[0], colours, 44),
+        "xaxis": _plotly_axis(panel.x, limits[0], colours, 40),
         "yaxis": _plotly_axis(panel.y, limits[1], colours, 34),
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
