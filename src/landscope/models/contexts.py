@@ -65,7 +65,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         for present, before, containers in attributes:
-            if any(name[0] != "_" and _transformed(value) for name, value in present.items()):
+            if any(name[0] != "_" and transformed(value) for name, value in present.items()):
                 present.clear()
                 present.update(before | containers)
         with torch.no_grad():
@@ -82,12 +82,17 @@ def _containers(module: nn.Module) -> dict[str, Any]:
     return {name: copy.copy(value) for name, value in own.items() if type(value) in (list, dict)}
 
 
-def _transformed(value: Any) -> bool:
-    """Whether something is a tensor of a `torch.func` transform, or holds one."""
-    if isinstance(value, Tensor):
-        return torch.func.debug_unwrap(value) is not value
-    held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return any(_transformed(part) for part in held)
+def transformed(*values: Any) -> bool:
+    """Whether something is a tensor of a `torch.func` transform, or holds one in lists, tuples and dicts."""
+    for value in values:
+        if isinstance(value, Tensor):
+            found = torch.func.debug_unwrap(value) is not value
+        else:
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+            found = transformed(*held)
+        if found:
+            return True
+    return False
 
 
 @contextmanager

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from landscope.models import called
+from landscope.models.contexts import transformed
 from landscope.regularizers.draws import Batch, Draws, Loss, check_counts, check_real, check_sizes, criterion
 from landscope.regularizers.flatness import chosen
-from landscope.regularizers.outputs import transformed
 from landscope.regularizers.replacing import Replacing
 from landscope.spec import Call
 

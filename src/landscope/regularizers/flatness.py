@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from landscope.losses import check_targets
+from landscope.models.contexts import transformed
 from landscope.regularizers import chain, folds, products
 from landscope.regularizers.bilinear import Watch
 from landscope.regularizers.draws import Batch, Draws, check_counts, check_layers, check_real, check_sizes, criterion
-from landscope.regularizers.outputs import transformed
 from landscope.spec import Call
 
 MATRICES = ("hessian", "ggn")

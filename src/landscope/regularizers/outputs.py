@@ -8,13 +8,9 @@ from torch.nn import functional
 
 from landscope.curvature.outputs import kind_of, scale_of
 from landscope.losses.plain import as_numbers, one_hot
+from landscope.models.contexts import transformed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def transformed(*tensors: Tensor) -> bool:
-    """Whether some tensor belongs to a `torch.func` transform, where autograd's own functions may not be used."""
-    return any(torch.func.debug_unwrap(t) is not t for t in tensors)
 
 
 def derivatives(loss: Loss, outputs: Tensor, targets: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:

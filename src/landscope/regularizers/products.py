@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from landscope.curvature.restoring import is_compiled
 from landscope.models import called
-from landscope.models.contexts import differentiable_attention
+from landscope.models.contexts import differentiable_attention, transformed
 from landscope.regularizers.bilinear import Watch
 from landscope.regularizers.folds import Part
 from landscope.regularizers.normalising import WrittenOut
-from landscope.regularizers.outputs import Loss, derivatives, transformed
+from landscope.regularizers.outputs import Loss, derivatives
 
 Weights = Mapping[str, Tensor]
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
