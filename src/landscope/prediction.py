@@ -215,6 +215,8 @@ def _seconds_per_sample(work: Callable[[Batches], Any], batches: Batches) -> Cal
     n = min(FIRST_SAMPLES, batches.n)
     cold = timed(n)
     points = [(n, cold if cold > LONG_SECONDS else timed(n))]  # warming up matters little to what takes long
+    if cold > 10 * LONG_SECONDS and n > 1:  # such as a plane of thousands of points: rather fewer than more
+        points.insert(0, (n // 2, timed(n // 2)))
     while n < batches.n and (len(points) == 1 or sum(t for _, t in points) <= LONG_SECONDS):
         n = min((2 if points[-1][1] > LONG_SECONDS else 4) * n, batches.n)  # the costly grow slowly
         points.append((n, timed(n)))
