@@ -113,6 +113,14 @@ def test_wrong_names_and_numbers(verb, words, said, tmp_path):
     assert not list(tmp_path.glob("runs/*/spec.json"))
 
 
+@pytest.mark.parametrize("verb", [("run", *SMOKE), ("rank",)])
+def test_a_report_that_could_not_be_written_is_refused_at_once(verb, tmp_path):
+    (tmp_path / "runs").mkdir()
+    message = invoke(*verb, "--runs", tmp_path / "runs", "--out", tmp_path)
+    assert f"--out {tmp_path} is no place for a file" in message
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_nothing_is_left_behind_by_a_misspelt_name(tmp_path):
     invoke("run", "johanssen", "--runs", tmp_path / "runs")
     invoke("run", *SMOKE, "--jobs", "0", "--runs", tmp_path / "runs")

@@ -127,13 +127,57 @@ def test_what_cannot_be_had_is_refused_in_words(what: str):
         ask()
 
 
+def test_targets_of_any_kind_are_tried():
+    one = nn.Linear(FEATURES, 1)
+
+    def signs(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(outputs[:, 0], targets.to(outputs))
+
+    x, y = points()
+    assert line(one, signs, (x, y > 1), points=2).not_finite() == 0
+    each = nn.Sequential(nn.Linear(FEATURES, 3 * 2), nn.Unflatten(1, (3, 2)))
+    two = torch.stack([y, y], 1)
+    assert line(each, cross_entropy(), (x, two), points=2).not_finite() == 0
+    two[-1, 1] = 3
+    with pytest.raises(ValueError, match=r"lowest and highest targets, int64 of shape \[2, 2\], 0 to 3"):
+        line(each, cross_entropy(), (x, two), points=2)
+
+
+def test_what_a_network_raises_itself_is_left_as_it_is():
+    class Stop(RuntimeError):
+        pass
+
+    class Stopping(nn.Module):
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self.layer, self.error = nn.Linear(FEATURES, CLASSES), error
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise self.error
+
+    with pytest.raises(Stop, match="enough"):
+        line(Stopping(Stop("enough")), cross_entropy(), points(), points=2)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        line(Stopping(RuntimeError("can't allocate memory")), cross_entropy(), points(), points=2)
+    with pytest.raises(ValueError, match=r"does not take the first inputs.*AssertionError: five"):
+        line(Stopping(AssertionError("five")), cross_entropy(), points(), points=2)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_units_has_no_direction():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 0), nn.Linear(0, 2))
+    assert len(random_axes(net)) == 2
+
+
 def test_what_is_no_landscape_is_not_read(tmp_path):
     line(NET, cross_entropy(), points(), points=2).save(tmp_path / "line")
     assert load(tmp_path / "line").kind == "line"
     (tmp_path / "tensors").write_bytes(tensor_bytes({"a": np.zeros(2)}, {"other": 1}))
+    empty: dict[str, Any] = {"kind": "line", "directions": {}, "facts": {}}
+    (tmp_path / "half").write_bytes(tensor_bytes({"a": np.zeros(2)}, empty))
     (tmp_path / "torn").write_bytes((tmp_path / "line").read_bytes()[:-1])
     np.savez(tmp_path / "arrays.npz", a=1)
-    for other in ("tensors", "torn", "arrays.npz"):
+    for other in ("tensors", "half", "torn", "arrays.npz"):
         with pytest.raises(ValueError, match=f"{other} is not, or no longer, what Landscape.save has written"):
             load(tmp_path / other)
 

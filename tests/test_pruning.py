@@ -316,6 +316,8 @@ def test_other_bad_input(state):
         masked(state, {"9.weight": torch.ones(2, 2, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"0\.weight has the shape \[5, 4\], its mask \[4, 5\]"):
         masked(state, {"0.weight": torch.ones(4, 5, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"in bools; that of 0\.weight is torch\.float32"):
+        masked(state, {"0.weight": torch.ones(5, 4)})
 
 
 @pytest.mark.parametrize(

@@ -434,6 +434,13 @@ def test_a_measure_that_some_runs_lack_is_ranked_where_it_is():
         rank_measures(Table.of(rows), draws=100, measures=["follows"])
 
 
+def test_runs_without_a_finite_value_are_told():
+    rows = runs(related, THREE, seeds=2)
+    rows[3]["follows"], rows[5]["follows"], rows[8]["opposes"] = math.inf, math.nan, None
+    notes = rank_measures(Table.of(rows), draws=100).notes
+    assert notes[-1].endswith("ranked without: follows 2, opposes 1.")
+
+
 # --- runs that diverged -------------------------------------------------------------------------------------------
 
 

@@ -210,6 +210,7 @@ def test_sql_answers(tmp_path: Path) -> None:
         "reset enable_external_access",
         "pragma enable_external_access = true",
         "select * from sys",
+        "drop table runs; select nope",
         "select 1; copy runs to '{outside}/x.csv'",
     ],
 )

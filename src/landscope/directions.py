@@ -135,7 +135,7 @@ def random_directions(
     if count < 1:
         raise ValueError(f"at least one direction is needed, not {count}")
     drawn = [gaussian(weights, seed=derive(seed, "direction", j)) for j in range(count)]
-    moving = [name for name, w in weights.items() if biases or w.dim() > 1]
+    moving = [name for name, w in weights.items() if w.numel() and (biases or w.dim() > 1)]
     if not moving:
         raise ValueError("every parameter has one axis, and these stay where they are: let them move with biases=True")
     blocks = [[name] for name in moving] if normalisation in ("filter", "layer") else [moving]

@@ -160,7 +160,7 @@ def masked(state: State, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         LookupError: for a mask whose tensor the state does not have.
-        ValueError: for a mask of another shape.
+        ValueError: for a mask of another shape, or that is not of bools.
     """
     found = {name: t.detach().clone() for name, t in state.items()}
     for name, mask in masks.items():
@@ -168,6 +168,8 @@ def masked(state: State, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise LookupError(f"there is a mask for {name}, which the state does not have: {', '.join(found)}")
         if mask.shape != found[name].shape:
             raise ValueError(f"{name} has the shape {list(found[name].shape)}, its mask {list(mask.shape)}")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"a mask says of each weight whether it is kept, in bools; that of {name} is {mask.dtype}")
         found[name] = _with_mask(found[name], mask.to(found[name].device))
     return found
 

@@ -165,6 +165,10 @@ def rank(
         from landscope import ranking, terminal
 
         existing(runs)
+        if out is not None:
+            from landscope.files import check_place
+
+            check_place("--out", out, "an HTML file")
         settings = {"where": where, "outcome": outcome, "step": step, "test_samples": test_samples, "seed": seed}
         names = {"measures": ranking.listed(measures), "by": ranking.listed(by)}
         with terminal.progress("Ranking …"):

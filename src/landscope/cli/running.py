@@ -70,6 +70,10 @@ def run(
         from landscope import study as studies
 
         begun = Begun(scale, runs, seeds, jobs_of(jobs), device_of(device), debug, check)
+        if out is not None:
+            from landscope.files import check_place
+
+            check_place("--out", out, "a file")
         if experiment is not None and not every:
             studies.check(experiment, scale, seeds)
             store.writable(runs)

@@ -5,7 +5,7 @@ a crash, a lost connection or a full disk leaves the old file or the new one. No
 """
 
 from landscope.files.errors import Damaged, StoreFull
-from landscope.files.publishing import TEMPORARY, folder, publish, read
+from landscope.files.publishing import TEMPORARY, check_place, folder, publish, read
 from landscope.files.sealed import (
     dump,
     load,
@@ -24,6 +24,7 @@ __all__ = [
     "Damaged",
     "StoreFull",
     "alive",
+    "check_place",
     "dump",
     "folder",
     "load",

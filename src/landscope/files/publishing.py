@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from pathlib import Path
 
 from landscope.files.errors import Damaged, StoreFull
@@ -177,3 +178,18 @@ def read(path: Path) -> bytes:
         with open(handle, "rb") as file:
             return file.read()
     raise AssertionError  # the last attempt returns or raises
+
+
+def check_place(option: str, path: Path, what: str) -> None:
+    """Refuse a file that could not be written after everything has been computed."""
+    parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if path.is_dir() or not parent.is_dir():
+        raise ValueError(f"{option} {path} is no place for a file: name {what} in a folder")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{option} {path} cannot be written, there is no writing in {parent} ({error.strerror}): "
+            f"name {what} in another folder"
+        ) from error

@@ -16,7 +16,8 @@ from landscope.curvature.memory import budget
 from landscope.curvature.space import Selection
 from landscope.kernels.factors import contracted
 from landscope.kernels.following import Factors, Followed, factors_of, follow
-from landscope.models import called, evaluating
+from landscope.models import called
+from landscope.models.contexts import plainly
 
 
 def ntk(
@@ -77,16 +78,26 @@ def ntk(
     >>> ntk(net, x, trace_outputs=False).shape
     torch.Size([2, 2, 3, 3])
     """
-    if not len(x1) or (x2 is not None and not len(x2)):
-        raise ValueError("a kernel needs at least one input on each side")
     _refuse_batch_statistics(model)
     space = space_of(model, params)
-    with evaluating(model), torch.no_grad():
+    with plainly(model):
+        x1, x2 = _inputs(x1), None if x2 is None else _inputs(x2)
+        if x2 is not None and x2.shape[1:] != x1.shape[1:]:
+            raise ValueError(f"x1 and x2 are inputs of one kind, not of shape {list(x1.shape)} and {list(x2.shape)}")
         followed = follow(space, x1)
         room = budget(memory, space.device) // space.dtype.itemsize
         size = _block(followed, room, space.dtype.itemsize)
         work = _Work(followed, trace_outputs, room // 4)
         return _filled(work, x1, x2, size)
+
+
+def _inputs(x: Tensor) -> Tensor:
+    """Inputs, one at the least."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the inputs of a kernel are a tensor of samples, not a {type(x).__name__}")
+    if not x.dim() or not len(x):
+        raise ValueError(f"a kernel needs at least one input on each side, and these are of shape {list(x.shape)}")
+    return x.clone() if x.is_inference() else x  # autograd cannot save it
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +150,12 @@ def _block(followed: Followed, room: int, width: int) -> int:
     if each > room:
         jacobians = followed.outputs * followed.rest_size
         what = f", {jacobians:,} numbers of it the Jacobian of {', '.join(followed.rest)}" if followed.rest else ""
+        needed, given = (
+            f"{b:,.0f} bytes" if b < 2**20 else f"{b / 2**20:,.1f} MiB" for b in (each * width, room * width)
+        )
         raise ValueError(
-            f"the kernel needs about {each * width / 2**20:,.1f} MiB a sample{what}, and may use "
-            f"{room * width / 2**20:,.1f} MiB: allow more (memory=, in bytes) or choose fewer parameters (params=)"
+            f"the kernel needs about {needed} a sample{what}, and may use {given}: "
+            "allow more (memory=, in bytes) or choose fewer parameters (params=)"
         )
     return room // max(each, 1)
 

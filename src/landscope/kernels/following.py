@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from landscope.curvature import Space
 from landscope.kernels.factors import FACTORS, Factor, can_follow, contracted
+from landscope.losses.trying import tried_network
 from landscope.models import called
 
 Record = dict[nn.Module, list[tuple[Tensor, Tensor]]]
@@ -82,7 +83,7 @@ def follow(space: Space, inputs: Tensor) -> Followed:
     owners = {i: found[0][0] for i, found in places.items() if len(found) == 1 and can_follow(found[0][0])}
     watch = _Watch(owners)
     with watch, torch.enable_grad(), _recording(set(owners.values()), watch.running) as record:
-        outputs = model(few)
+        outputs = tried_network(partial(model, few), inputs, space.dtype)
     check_outputs(outputs, len(few))
     clean = {m for m, uses in record.items() if all(x.dim() and len(x) == len(e) == len(few) for x, e in uses)}
     layers: dict[nn.Module, set[str]] = {}
@@ -161,7 +162,8 @@ def factors_of(
     with torch.enable_grad(), _recording(set(layers)) as record:
         outputs = model(inputs)
         columns = outputs.reshape(len(inputs), -1)
-        zeros = [e for uses in record.values() for _, e in uses]
+        found_uses = {m: list(uses) for m, uses in record.items()}  # checkpointing calls layers again on the way back
+        zeros = [e for uses in found_uses.values() for _, e in uses]
         back: list[list[Tensor]] = [[] for _ in zeros]
         directions = along if along is not None else torch.eye(columns.shape[1]).to(columns)[:, None]
         for i, direction in enumerate(directions):
@@ -171,7 +173,7 @@ def factors_of(
             for of_layer, g, e in zip(back, found, zeros, strict=True):
                 of_layer.append(torch.zeros_like(e).contiguous() if g is None else g)
     stacked = iter(back)
-    held = {m: [(x, torch.stack(next(stacked), 1)) for x, _ in uses] for m, uses in record.items()}
+    held = {m: [(x, torch.stack(next(stacked), 1)) for x, _ in uses] for m, uses in found_uses.items()}
     return {m: partial(FACTORS[type(m)], m, uses, layers[m]) for m, uses in held.items()}
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscope.models import called, evaluating
+from landscope.models import called
+from landscope.models.contexts import plainly
 
 
 def linearised_outputs(
@@ -41,7 +42,7 @@ def linearised_outputs(
     >>> [f.item() for f in linearised_outputs(net, start, torch.tensor([[1.0, 2.0]]))]
     [0.0, 3.0]
     """
-    with evaluating(model), torch.no_grad():
+    with plainly(model):
         present = {name: p.detach() for name, p in model.named_parameters()}
         origin = {name: start[name].to(p) for name, p in present.items()}
         moved = {name: p - origin[name] for name, p in present.items()}

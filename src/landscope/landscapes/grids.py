@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from landscope.curvature.making import Data, Loss
 from landscope.curvature.restoring import bare
@@ -229,7 +229,7 @@ def pair(name: str, given: Any, single: bool) -> tuple[Any, Any]:
     """What holds for the two axes, of a single thing or a pair."""
     if single:
         return given, given
-    if not isinstance(given, (tuple, list, np.ndarray)) or len(given) != 2:
+    if not isinstance(given, (tuple, list, np.ndarray, Tensor)) or len(given) != 2:
         raise ValueError(f"{name} holds for both axes, or is a pair, one for each, not {given}")
     return given[0], given[1]
 

@@ -162,17 +162,18 @@ def load(path: Path | str) -> Landscape:
         ValueError: for another file, or where it is not what was written.
     """
     try:
-        arrays, meta = read_tensors(Path(path), numpy=True)
-        made: dict[str, Any] = meta["directions"]
-    except (Damaged, KeyError, TypeError) as error:
+        return _landscape(*read_tensors(Path(path), numpy=True))
+    except (Damaged, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not, or no longer, what Landscape.save has written, and load reads nothing else"
         ) from error
 
+
+def _landscape(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Landscape:
     def under(prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
-    axes = under("axis/")
+    made, axes = meta["directions"], under("axis/")
     return Landscape(
         meta["kind"],
         tuple(axes[str(i)] for i in range(len(axes))),

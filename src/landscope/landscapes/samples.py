@@ -93,8 +93,9 @@ def _checked(problem: Problem, batch: Any, first: bool) -> float:
     check_targets(problem.loss, targets)  # type: ignore[arg-type]
     if first and len(targets):
         check_additive(problem.loss, *_tried(problem, batch, torch.arange(min(8, len(targets))), "first"))  # type: ignore[arg-type]
-    if len(targets) and targets.dim() == 1 and not targets.is_floating_point():  # classes that are none
-        _tried(problem, batch, torch.stack([targets.argmin(), targets.argmax()]), "lowest and highest")
+    if targets.numel() and not targets.is_floating_point():  # classes that are none
+        whole = targets.long().reshape(len(targets), -1)
+        _tried(problem, batch, torch.stack([whole.amin(1).argmin(), whole.amax(1).argmax()]), "lowest and highest")
     return float(len(targets))
 
 

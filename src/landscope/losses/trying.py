@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 MOST = 300  # characters of PyTorch's own message
+MISFITS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 def tried_network(call: Callable[[], Any], inputs: Any, weights: torch.dtype, name: str = "") -> Any:
@@ -23,9 +24,9 @@ def tried_network(call: Callable[[], Any], inputs: Any, weights: torch.dtype, na
     """
     try:
         return call()
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:
+        if type(error) not in MISFITS or "allocate" in str(error):  # a network's own, or no memory
+            raise
         other = isinstance(inputs, Tensor) and inputs.dtype != weights
         mend = "convert the inputs or the network, such as with model.float()"
         raise ValueError(

@@ -76,6 +76,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(copy)
 
 
+@contextmanager
+def plainly(model: nn.Module) -> Iterator[None]:
+    """`evaluating`, without a graph and as if nothing surrounded it: no autocast, no inference mode."""
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False), evaluating(model):
+        yield
+
+
 def _containers(module: nn.Module) -> dict[str, Any]:
     """Copies of a module's own lists and dicts, which a forward pass may fill."""
     own = {name: value for name, value in vars(module).items() if name[0] != "_"}

@@ -12,9 +12,10 @@ from landscope import landscapes, losses
 from landscope.data import find
 from landscope.directions import NORMALISATIONS
 from landscope.engine import sized
+from landscope.files import check_place
 from landscope.landscapes import MISSING, Directions, Landscape, Settings
 from landscope.own.checkpoints import build, load_checkpoint, load_into
-from landscope.own.wanted import LOSSES, check_place
+from landscope.own.wanted import LOSSES
 from landscope.render import write_landscape
 from landscope.render.pages import ENDINGS
 from landscope.terminal import plain, progress

@@ -4,13 +4,13 @@ import importlib.util
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import landscope.measures as all_measures
 from landscope.data.finding import check_name
+from landscope.files import check_place
 
 LOSSES = ("cross_entropy", "squared_error")
 PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -146,18 +146,3 @@ def missing_module(factory: str, missing: str | None) -> str:
     module_name = factory.partition(":")[0]
     plainly = f"; write {module_name.removesuffix('.py')}:…, without .py" if module_name.endswith(".py") else ""
     return f"--model {factory}: cannot import {missing!r} (from {Path.cwd()}, or installed){plainly}"
-
-
-def check_place(option: str, path: Path, what: str) -> None:
-    """Refuse a file that could not be written after everything has been computed."""
-    parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if path.is_dir() or not parent.is_dir():
-        raise ValueError(f"{option} {path} is no place for a file: name {what} in a folder")
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"{option} {path} cannot be written, there is no writing in {parent} ({error.strerror}): "
-            f"name {what} in another folder"
-        ) from error

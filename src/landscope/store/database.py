@@ -70,9 +70,14 @@ def sql(root: Path, query: str) -> Table:
 
 
 def _failed(database: Any, error: Exception) -> str:
+    import duckdb
+
     columns = {}
     for name in ("runs", "measured"):
-        described = database.execute(f"select * from {name} limit 0").description  # noqa: S608 - our own two names
+        try:
+            described = database.execute(f"select * from {name} limit 0").description  # noqa: S608 - our own two names
+        except duckdb.Error:  # the query has dropped it; what it worked on was a copy
+            return f"the query failed: {str(error).splitlines()[0]}"
         columns[name] = ", ".join(f'"{column[0]}"' if "." in column[0] else column[0] for column in described)
     first = str(error).splitlines()[0]
     return f"the query failed: {first}; there are runs({columns['runs']}), measured({columns['measured']}) and results"

@@ -66,6 +66,13 @@ def usable(table: Table, outcome: str) -> tuple[np.ndarray, np.ndarray, dict[str
     return used, diverged, lost
 
 
+def without(table: Table, grid: Configurations, names: Sequence[str]) -> dict[str, int]:
+    """How many of the runs have no finite value of a measure, for those of which some have none."""
+    runs = [i for run in grid.runs for i in run]
+    counts = {name: int((~np.isfinite(column_of(table, name)[runs])).sum()) for name in names}
+    return {name: count for name, count in counts.items() if count}
+
+
 def means_of(table: Table, grid: Configurations, name: str) -> np.ndarray:
     """A column's mean over the runs of each configuration, shape ``[n]``."""
     values = column_of(table, name)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from landscope.stats.ranking.columns import check, means_of, test_size, together, usable, wanted
+from landscope.stats.ranking.columns import check, means_of, test_size, together, usable, wanted, without
 from landscope.stats.ranking.configurations import Configurations, absent, configurations
 from landscope.stats.ranking.readings import notes_on, with_diverged, with_readings
 from landscope.stats.ranking.records import MeasureRecord, Ranking
@@ -108,7 +108,7 @@ def rank_measures(
         samples,
         *chance(whole, y, samples, seed),
         unranked,
-        notes_on(whole, samples, counts, left_out, parts[0].controls),
+        notes_on(whole, samples, counts, left_out, parts[0].controls, without(table, whole, names)),
         draws,
         seed,
     )

@@ -89,7 +89,12 @@ def with_readings(records: Sequence[MeasureRecord], others: list[_Readings] | No
 
 
 def notes_on(
-    grid: Configurations, samples: int, counts: Sequence[int], left_out: Mapping[str, int], controls: Sequence[str]
+    grid: Configurations,
+    samples: int,
+    counts: Sequence[int],
+    left_out: Mapping[str, int],
+    controls: Sequence[str],
+    without: Mapping[str, int],
 ) -> tuple[str, ...]:
     """What a reader of the ranking must know, in sentences."""
     notes = []
@@ -115,6 +120,9 @@ def notes_on(
     lost = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
     if lost:
         notes.append(f"Runs left out: {lost}.")
+    if without:
+        listed = ", ".join(f"{name} {count:,}" for name, count in without.items())
+        notes.append(f"Runs without a finite value of a measure, which it is ranked without: {listed}.")
     return tuple(notes)
 
 
